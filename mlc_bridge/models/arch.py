@@ -1,0 +1,73 @@
+"""The contract of an architecture: HF config in, MLC config, weight table and relax graph out.
+
+A file of this room is named after the HF ``model_type``. The weight table is plain data, so that
+conversion needs no compiler; the graph imports tvm when it is built. A test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from mlc_bridge.schemes.scheme import Role, Scheme
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend import nn
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight as MLC names it, and the checkpoint layers that make it.
+
+    ``path`` is MLC's module path; the scheme adds suffixes (``weight``, ``qweight``, ...). A matrix is
+    ``[n, k]`` = (sum(rows), k); ``sources`` are stacked along n, ``rows[i]`` of them from source i.
+    A norm has ``k == 0`` and shape ``[n]``. ``bias`` says that the layer also has a bias ``[n]``.
+    """
+
+    path: str
+    sources: tuple[str, ...]
+    rows: tuple[int, ...]
+    k: int
+    role: Role | Literal["norm"] = "linear"
+    bias: bool = False
+
+    @property
+    def n(self) -> int:
+        return sum(self.rows)
+
+
+class ModelConfig(Protocol):
+    """MLC's compile-time config of one architecture; ``asdict`` is its ``model_config`` block."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context_window_size(self) -> int: ...
+    @property
+    def prefill_chunk_size(self) -> int: ...
+    @property
+    def max_batch_size(self) -> int: ...
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """MLC paths of linears that the checkpoint leaves unquantized (``modules_to_not_convert``)."""
+        ...
+
+    def asdict(self) -> dict[str, Any]: ...
+
+
+class Arch(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def config(self, hf: Mapping[str, Any], **overrides: Any) -> ModelConfig:
+        """From config.json (any transformers version) or from MLC's own ``model_config`` block."""
+        ...
+
+    def weights(self, config: ModelConfig) -> Sequence[Weight]:
+        """Every weight in MLC's parameter order."""
+        ...
+
+    def graph(self, config: ModelConfig, scheme: Scheme) -> nn.Module:
+        """The relax module with MLC's parameter names and function set."""
+        ...

@@ -1,0 +1,128 @@
+"""Bit layouts: the only file with shifts, masks and nibble orders.
+
+A ``Packing`` says how the unsigned codes of a logical matrix ``[n, k]`` (n output rows, k input
+columns) lie in words. ``axis`` names the logical axis whose neighbours share a word, ``transposed``
+says that the word array is stored ``[k, n]``-major, and position ``i`` of a word (counted from its
+least significant bits) holds element ``per_word * c + order[i]`` of the packed axis.
+
+=============  ====  ======  ==========  =========================  ==================================
+name           bits  packed  word array  order in a word            origin
+=============  ====  ======  ==========  =========================  ==================================
+AWQ            4     n       [k, n/8]    0 2 4 6 1 3 5 7            AutoAWQ GEMM, MLC q4f16_autoawq
+GPTQ4          4     k       [k/8, n]    natural                    AutoGPTQ / GPTQModel ``qweight``
+GPTQ4_ZEROS    4     n       [k, n/8]    natural                    AutoGPTQ / GPTQModel ``qzeros``
+NK4            4     k       [n, k/8]    natural                    AutoAWQ GEMV, compressed-tensors
+PLAIN          8     -       [n, k]      one code a word            int8 and float8 weights
+=============  ====  ======  ==========  =========================  ==================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How codes lie in words; equal packings mean equal bytes."""
+
+    bits: int
+    axis: Literal["n", "k"]
+    transposed: bool = False
+    order: tuple[int, ...] = ()
+    word_bits: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.order:
+            object.__setattr__(self, "order", tuple(range(self.word_bits // self.bits)))
+
+    @property
+    def per_word(self) -> int:
+        """Codes in one word; left-over high bits stay zero (3-bit codes: 10 in 32 bits)."""
+        return self.word_bits // self.bits
+
+    @property
+    def word_axis(self) -> int:
+        """Axis of the word array along which codes are packed."""
+        return int((self.axis == "k") != self.transposed)
+
+    def words_shape(self, n: int, k: int) -> tuple[int, int]:
+        """Shape of the word array that holds ``[n, k]`` codes."""
+        shape = [k, n] if self.transposed else [n, k]
+        shape[self.word_axis] = -(-shape[self.word_axis] // self.per_word)
+        return shape[0], shape[1]
+
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+AWQ = Packing(4, "n", transposed=True, order=AWQ_ORDER)
+GPTQ4 = Packing(4, "k", transposed=True)
+GPTQ4_ZEROS = Packing(4, "n", transposed=True)
+NK4 = Packing(4, "k")
+PLAIN = Packing(8, "k", word_bits=8)
+
+
+@dataclass(frozen=True)
+class PackedArray:
+    """Codes of logical ``shape`` ``[n, k]``; ``words`` may be a view of a mapped file.
+
+    ``words`` has the unsigned dtype of the packing's word, or a float8 dtype under ``PLAIN``.
+    """
+
+    words: Array
+    packing: Packing
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        wanted = self.packing.words_shape(*self.shape)
+        if self.words.shape != wanted:
+            raise ValueError(f"words of shape {self.words.shape}, the packing wants {wanted}")
+
+    def unpack(self) -> Array:
+        """Codes as uint8 ``[n, k]`` (or the float8 array itself)."""
+        p = self.packing
+        if p.per_word == 1:
+            return self.words.T if p.transposed else self.words
+        # One pass per position in the word: a strided store of whole rows, no per-element gather.
+        rows, cols = self.words.shape
+        mask = self.words.dtype.type((1 << p.bits) - 1)
+        if p.word_axis == 1:
+            out = np.empty((rows, cols, p.per_word), np.uint8)
+            for i, j in enumerate(p.order):
+                out[:, :, j] = (self.words >> self.words.dtype.type(i * p.bits)) & mask
+            codes = out.reshape(rows, cols * p.per_word)
+        else:
+            out = np.empty((rows, p.per_word, cols), np.uint8)
+            for i, j in enumerate(p.order):
+                out[:, j, :] = (self.words >> self.words.dtype.type(i * p.bits)) & mask
+            codes = out.reshape(rows * p.per_word, cols)
+        codes = codes.T if p.transposed else codes
+        return codes[: self.shape[0], : self.shape[1]]
+
+
+def pack(codes: Array, packing: Packing) -> PackedArray:
+    """Pack unsigned ``codes`` ``[n, k]``; the last word of a ragged axis is filled with zeros."""
+    n, k = codes.shape
+    if packing.per_word == 1:
+        return PackedArray(codes.T if packing.transposed else codes, packing, (n, k))
+    if codes.size and int(codes.max()) >> packing.bits:
+        raise ValueError(f"code {int(codes.max())} does not fit {packing.bits} bits")
+    major = codes.T if packing.transposed else codes
+    rows, cols = packing.words_shape(n, k)
+    dtype = np.dtype(f"uint{packing.word_bits}")
+    words = np.zeros((rows, cols), dtype)
+    for i, j in enumerate(packing.order):
+        part = major[:, j :: packing.per_word] if packing.word_axis else major[j :: packing.per_word]
+        words[: part.shape[0], : part.shape[1]] |= part.astype(dtype) << dtype.type(i * packing.bits)
+    return PackedArray(words, packing, (n, k))
+
+
+def repack(array: PackedArray, packing: Packing) -> PackedArray:
+    """The same codes in another packing; the identity when the packings are equal."""
+    if array.packing == packing:
+        return array
+    return pack(array.unpack(), packing)

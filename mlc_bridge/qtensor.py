@@ -1,0 +1,141 @@
+"""The canonical form of one quantized linear weight, in the middle between sources and schemes.
+
+    W[n, k] = (code[n, k] - zero[n // bn, k // bk]) * scale[n // bn, k // bk]
+
+Codes are unsigned integers or float8 values; zeros are in code units, with no format's offset left
+in them; ``block = (bn, bk)`` is ``(n, k)`` per tensor, ``(1, k)`` per channel, ``(1, g)`` per group,
+``(128, 128)`` per block. Codes and zeros stay in the packing of the file they came from, so a source
+whose packing equals the scheme's passes its words through without unpacking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mlc_bridge.packing import Array, PackedArray, Packing, pack
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """One layer's weight ``[n, k]``; see the module docstring for the equation.
+
+    ``scale`` is ``[ceil(n/bn), ceil(k/bk)]`` in the file's dtype; ``zero`` has the same logical shape
+    or is None (zero 0, float8); ``perm`` gives the input column of each stored column (activation
+    order) or is None; ``input_scale`` is the static activation scale (float32 scalar array) or None.
+    """
+
+    codes: PackedArray
+    scale: Array
+    zero: PackedArray | None
+    block: tuple[int, int]
+    perm: Array | None = None
+    input_scale: Array | None = None
+
+    def __post_init__(self) -> None:
+        grid = self.grid
+        if self.scale.shape != grid:
+            raise ValueError(f"scale of shape {self.scale.shape}, blocks {self.block} want {grid}")
+        if self.zero is not None and self.zero.shape != grid:
+            raise ValueError(f"zero of shape {self.zero.shape}, blocks {self.block} want {grid}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape
+
+    @property
+    def bits(self) -> int:
+        return self.codes.packing.bits
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of blocks along n and k."""
+        (n, k), (bn, bk) = self.shape, self.block
+        return -(-n // bn), -(-k // bk)
+
+    def dequantize(self) -> Array:
+        """The weight as float32 ``[n, k]``, input columns in their original order."""
+        w = self.codes.unpack().astype(np.float32)
+        if self.zero is not None:
+            w -= self._spread(self.zero.unpack())
+        w *= self._spread(self.scale)
+        if self.perm is None:
+            return w
+        out = np.empty_like(w)
+        out[:, self.perm] = w
+        return out
+
+    def _spread(self, grid: Array) -> Array:
+        (n, k), (bn, bk) = self.shape, self.block
+        full = grid.astype(np.float32)
+        if bn > 1:
+            full = np.repeat(full, bn, axis=0)[:n]
+        return np.repeat(full, bk, axis=1)[:, :k] if bk > 1 else full
+
+
+def concat(parts: Sequence[QTensor]) -> QTensor:
+    """Stack layers along n (q/k/v, gate/up) in one packing; per-tensor scales become per-channel.
+
+    Words are joined as they are when every part fills whole words, else codes are packed again.
+    Raises ValueError when the parts differ in k, block width, bits or activation order.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    rows = [_rowwise(p) for p in parts]
+    if len({(p.shape[1], p.block, p.bits, p.codes.packing, p.zero is None) for p in rows}) != 1:
+        raise ValueError("parts differ in input width, block, bits or packing")
+    if any(not _same(p.perm, first.perm) for p in rows):
+        raise ValueError("parts differ in activation order")
+    if any(not _same(p.input_scale, first.input_scale) for p in rows):
+        raise ValueError("parts differ in their static activation scale")
+    zeros = [p.zero for p in rows if p.zero is not None]
+    return replace(
+        rows[0],
+        codes=_stack([p.codes for p in rows]),
+        scale=_stack_scale([p.scale for p in rows]),
+        zero=_stack(zeros) if zeros else None,
+    )
+
+
+def constant_zero(value: int, grid: tuple[int, int], packing: Packing) -> PackedArray:
+    """The zero of a symmetric format: ``value`` for every block of ``grid``."""
+    return pack(np.full(grid, value, np.uint8), packing)
+
+
+def _rowwise(q: QTensor) -> QTensor:
+    """Blocks one row high, so that layers of different n (or cut blocks) can be stacked."""
+    n, bn = q.shape[0], q.block[0]
+    if bn == 1:
+        return q
+    tall = [None if a is None else np.repeat(a, bn, axis=0)[:n] for a in (q.scale, _codes(q.zero))]
+    zero = None if q.zero is None or tall[1] is None else pack(tall[1], q.zero.packing)
+    assert tall[0] is not None
+    return replace(q, scale=tall[0], zero=zero, block=(1, q.block[1]))
+
+
+def _codes(array: PackedArray | None) -> Array | None:
+    return None if array is None else array.unpack()
+
+
+def _stack(parts: Sequence[PackedArray]) -> PackedArray:
+    packing = parts[0].packing
+    n, k = sum(p.shape[0] for p in parts), parts[0].shape[1]
+    whole = packing.axis == "k" or all(p.shape[0] % packing.per_word == 0 for p in parts)
+    if not whole:
+        return pack(np.concatenate([p.unpack() for p in parts]), packing)
+    words = np.concatenate([p.words for p in parts], axis=int(packing.transposed))
+    return PackedArray(words, packing, (n, k))
+
+
+def _stack_scale(scales: Sequence[Array]) -> Array:
+    """Joined along n, kept in the memory order of the parts (AutoAWQ stores scales ``[k/g, n]``)."""
+    if all(s.T.flags.c_contiguous for s in scales):
+        return np.concatenate([s.T for s in scales], axis=1).T
+    return np.concatenate(scales)
+
+
+def _same(a: Array | None, b: Array | None) -> bool:
+    return (a is None) == (b is None) and (a is None or b is None or np.array_equal(a, b))
