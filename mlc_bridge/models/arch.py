@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mlc_bridge.schemes.scheme import Role, Scheme
+from mlc_bridge.schemes.scheme import Role, Scheme, Spec
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Weight:
     """One weight as MLC names it, and the checkpoint layers that make it.
 
-    ``path`` is MLC's module path; the scheme adds suffixes (``weight``, ``qweight``, ...). A matrix is
-    ``[n, k]`` = (sum(rows), k); ``sources`` are stacked along n, ``rows[i]`` of them from source i.
+    ``path`` is MLC's module path; the scheme adds suffixes (``weight``, ``qweight``, ...). A matrix
+    is ``[n, k]`` = (sum(rows), k); ``sources`` are stacked along n, ``rows[i]`` rows of source i.
     A norm has ``k == 0`` and shape ``[n]``. ``bias`` says that the layer also has a bias ``[n]``.
     """
 
@@ -37,6 +37,21 @@ class Weight:
         return sum(self.rows)
 
 
+def parameters(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> dict[str, Spec]:
+    """Suffix -> Spec of everything stored for ``weight``; the full name is ``path.suffix``.
+
+    The converter and the graph both ask here, so that weights and lib agree by construction.
+    """
+    plain = Spec((weight.n, weight.k) if weight.k else (weight.n,), scheme.model_dtype)
+    if weight.role == "norm":
+        return {"weight": plain}
+    quantized = scheme.quantizes(weight.role) and weight.path not in float_layers
+    params = dict(scheme.params(weight.n, weight.k)) if quantized else {"weight": plain}
+    if weight.bias:
+        params["bias"] = Spec((weight.n,), scheme.model_dtype)
+    return params
+
+
 class ModelConfig(Protocol):
     """MLC's compile-time config of one architecture; ``asdict`` is its ``model_config`` block."""
 
@@ -50,7 +65,7 @@ class ModelConfig(Protocol):
     def max_batch_size(self) -> int: ...
     @property
     def float_layers(self) -> tuple[str, ...]:
-        """MLC paths of linears that the checkpoint leaves unquantized (``modules_to_not_convert``)."""
+        """MLC paths of linears the checkpoint leaves unquantized (``modules_to_not_convert``)."""
         ...
 
     def asdict(self) -> dict[str, Any]: ...
@@ -64,10 +79,10 @@ class Arch(Protocol):
         """From config.json (any transformers version) or from MLC's own ``model_config`` block."""
         ...
 
-    def weights(self, config: ModelConfig) -> Sequence[Weight]:
+    def weights(self, config: Any) -> Sequence[Weight]:
         """Every weight in MLC's parameter order."""
         ...
 
-    def graph(self, config: ModelConfig, scheme: Scheme) -> nn.Module:
+    def graph(self, config: Any, scheme: Scheme) -> nn.Module:
         """The relax module with MLC's parameter names and function set."""
         ...

@@ -1,0 +1,145 @@
+"""Reads HF's ``config.json`` of any transformers version, or MLC's own ``model_config`` block.
+
+transformers 5 moved ``rope_theta`` and ``rope_scaling`` into ``rope_parameters`` (per layer type
+for models with local attention), and multimodal checkpoints nest the text model in ``text_config``.
+Files on the hub have the old places, so every reader here looks at both. All answers are checked;
+what is missing or unusable is a ``ConfigError`` that names the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlc_bridge.errors import ConfigError
+
+HF = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes the compiled functions are planned for: tokens, tokens of one prefill, sequences."""
+
+    context: int
+    chunk: int
+    batch: int
+
+
+def flatten(hf: HF, overrides: HF) -> dict[str, Any]:
+    """One flat mapping: text model of a nested config, MLC's block, then every override given."""
+    inner = hf.get("model_config") or hf.get("text_config") or {}
+    outer = {k: v for k, v in hf.items() if k not in ("model_config", "text_config")}
+    given = {k: v for k, v in overrides.items() if v is not None}
+    return {**outer, **inner, **given}
+
+
+def integer(hf: HF, *keys: str, default: int | None = None, least: int = 1) -> int:
+    """The first of ``keys`` that is set; ``default`` when none is."""
+    for key in keys:
+        value = hf.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise ConfigError(f"{key} must be a whole number", where="config", found=repr(value))
+        if value < least:
+            raise ConfigError(f"{key} is too small", found=value, expected=f"at least {least}")
+        return int(value)
+    if default is None:
+        raise ConfigError(
+            f"the model's config lacks {keys[0]}",
+            expected=" or ".join(keys),
+            todo="Take config.json from the original checkpoint",
+        )
+    return default
+
+
+def number(hf: HF, key: str, default: float | None = None) -> float:
+    """A positive number."""
+    value = hf.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"the model's config needs a positive number as {key}", found=repr(value))
+    return value
+
+
+def expect(hf: HF, key: str, allowed: Iterable[Any], default: Any = None) -> Any:
+    """The value of ``key`` when it is one of ``allowed``; else a ConfigError that names both."""
+    value = hf.get(key, default)
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ConfigError(
+            f"{hf.get('model_type', 'the model')}: {key} is not supported with this value",
+            where="config",
+            found=repr(value),
+            expected=" or ".join(repr(a) for a in allowed),
+        )
+    return value
+
+
+def rope_theta(hf: HF, default: float = 10000, layers: str | None = None) -> float:
+    """Base of the rotary embedding; ``layers`` names a layer type (``full_attention``)."""
+    theta = _rope_parameters(hf, layers).get("rope_theta", hf.get("rope_theta"))
+    theta = hf.get("position_embedding_base", 0) or theta or default
+    return int(theta) if theta == int(theta) else theta
+
+
+def rope_scaling(
+    hf: HF, allowed: Iterable[str], layers: str | None = None
+) -> dict[str, Any] | None:
+    """The scaling block with its ``rope_type``, or None for plain rotary embedding."""
+    block = hf.get("rope_scaling") or _rope_parameters(hf, layers)
+    kind = block.get("rope_type", block.get("type", "default"))
+    allowed = ("default", *allowed)
+    if kind not in allowed:
+        raise ConfigError(
+            f"{hf.get('model_type', 'the model')}: this rope_type is not supported",
+            where="rope_scaling",
+            found=repr(kind),
+            expected=" or ".join(allowed),
+        )
+    if kind == "default":
+        return None
+    keep = {k: v for k, v in block.items() if k not in ("type", "rope_theta", "rope_type")}
+    return {**keep, "rope_type": kind}
+
+
+def _rope_parameters(hf: HF, layers: str | None) -> dict[str, Any]:
+    block = hf.get("rope_parameters") or {}
+    return (block.get(layers) or {}) if layers and layers in block else block
+
+
+def limits(hf: HF, largest_chunk: int = 8192) -> Limits:
+    """Context, prefill chunk and batch; the chunk never exceeds the context."""
+    context = integer(
+        hf, "context_window_size", "max_position_embeddings", "max_sequence_length", "n_positions"
+    )
+    most = min(context, largest_chunk)
+    chunk = integer(hf, "prefill_chunk_size", default=0, least=0) or most
+    return Limits(
+        context,
+        most if chunk > context else chunk,
+        integer(hf, "max_batch_size", default=128),
+    )
+
+
+def heads(hf: HF) -> tuple[int, int, int]:
+    """Query heads, key/value heads, head width."""
+    hidden, q = integer(hf, "hidden_size"), integer(hf, "num_attention_heads")
+    kv = integer(hf, "num_key_value_heads", default=q)
+    if q % kv:
+        raise ConfigError(
+            "num_attention_heads is no multiple of num_key_value_heads", found=f"{q} and {kv}"
+        )
+    width = integer(hf, "head_dim", default=0, least=0)
+    if not width and hidden % q:
+        raise ConfigError(
+            "hidden_size is no multiple of num_attention_heads and head_dim is not given",
+            found=f"{hidden} and {q}",
+        )
+    return q, kv, width or hidden // q
+
+
+def single_device(hf: HF) -> None:
+    """Tensor and pipeline parallel builds are refused by name."""
+    for key in ("tensor_parallel_shards", "pipeline_parallel_stages"):
+        expect(hf, key, (1,), default=1)
