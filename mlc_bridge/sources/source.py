@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import ml_dtypes
+import numpy as np
+
+from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.sources.checkpoint import Checkpoint
+
+FLOATS = (np.float16, ml_dtypes.bfloat16, np.float32)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Source(Protocol):
     """One quantization tool's file format.
 
     ``layer`` is a module path of the checkpoint such as ``model.layers.0.self_attn.q_proj``.
+    Methods with a body here are the rule; a format overrides them where its files differ.
     """
 
     @property
@@ -35,7 +42,12 @@ class Source(Protocol):
         """Looks at the config and at tensor names and dtypes, never at data."""
         ...
 
-    def matches(self, ckpt: Checkpoint) -> bool: ...
+    def matches(self, ckpt: Checkpoint) -> bool:
+        return self.evidence(ckpt).matches
+
+    def layers(self, ckpt: Checkpoint) -> tuple[str, ...]:
+        """Module paths of the layers stored quantized."""
+        ...
 
     def parts(self, ckpt: Checkpoint, layer: str) -> tuple[str, ...]:
         """Names of the tensors on disk that make the layer's weight (and nothing else)."""
@@ -51,4 +63,35 @@ class Source(Protocol):
 
     def bias(self, ckpt: Checkpoint, layer: str) -> Array | None:
         """The layer's bias ``[n]``, or None."""
-        ...
+        return ckpt.tensor(f"{layer}.bias") if f"{layer}.bias" in ckpt else None
+
+    def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
+        """What the user should know about this checkpoint although it can be read; reads data."""
+        return ()
+
+
+def check_float(ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> None:
+    """The layer's float ``.weight`` is there with shape [n, k]."""
+    ckpt.require(f"{layer}.weight", shape, *FLOATS)
+
+
+def read_float(ckpt: Checkpoint, layer: str) -> Array:
+    """The layer's float ``.weight`` (or a norm's ``[n]``), as a view of the file."""
+    ckpt.require(f"{layer}.weight", None, *FLOATS)
+    return ckpt.tensor(f"{layer}.weight")
+
+
+def sound_scale(scale: Array, name: str, *, zero_allowed: bool = False) -> Array:
+    """``scale`` itself, unless a value is NaN, infinite, negative or (where not allowed) zero."""
+    values = scale if scale.dtype.kind == "f" else scale.astype(np.float32)
+    bad = ~(np.isfinite(values) & ((values >= 0) if zero_allowed else (values > 0)))
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise SourceError(
+            f"{int(bad.sum())} of {bad.size} scales cannot be used",
+            where=name,
+            found=f"{float(values[at])} at {list(at)}",
+            expected="finite numbers above zero",
+            todo="The file is damaged or its quantization failed; quantize the model again",
+        )
+    return scale

@@ -1,0 +1,220 @@
+"""A checkpoint on disk: config, tensor names, and tensors as read-only views of mapped files.
+
+Opening reads headers only and checks all of them; a tensor is mapped when it is asked for, and its
+view costs no memory of its own. Works for a directory (one file, or shards under an index), for
+one ``.safetensors`` file and for an ``.index.json``; ``config.json`` is looked for beside the
+weights, or in ``config_dir`` where the weights lie elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlc_bridge.errors import SourceError
+from mlc_bridge.packing import Array
+from mlc_bridge.sources.tensor_file import Entry, safetensors_entries
+
+# In the order in which they are looked for; msModelSlim copies the float model's index along.
+WEIGHTS = (
+    "quant_model_weight*.safetensors.index.json",
+    "quant_model_weight*.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "*.safetensors.index.json",
+    "*.safetensors",
+)
+# Where tools keep their quantization settings when config.json has none.
+QUANT_FILES = ("quantize_config.json", "quant_config.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Lazy index of a checkpoint; build it with ``Checkpoint.open``."""
+
+    path: Path
+    config: dict[str, Any]
+    entries: Mapping[str, Entry]
+    _maps: dict[Path, Array] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path, config_dir: str | Path | None = None) -> Checkpoint:
+        """Index the weights at ``path`` (directory, weights file or index).
+
+        Raises SourceError, naming file and tensor, for anything missing, damaged or unsafe.
+        """
+        path = Path(path)
+        weights = _weights(path) if path.is_dir() else path
+        if not weights.is_file():
+            raise SourceError("no such file or directory", where=path)
+        home = Path(config_dir) if config_dir is not None else weights.parent
+        config = _read_json(home / "config.json") if (home / "config.json").is_file() else {}
+        return cls(home, config, _entries(weights))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensor names, in file order."""
+        return tuple(self.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return self._entry(name).dtype
+
+    def file_of(self, name: str) -> Path:
+        return self._entry(name).file
+
+    def tensor(self, name: str) -> Array:
+        """Read-only view of the mapped file (bfloat16 and float8 as ml_dtypes)."""
+        e = self._entry(name)
+        if e.nbytes == 0:
+            return np.empty(e.shape, e.dtype)
+        flat = self._map(e.file)[e.begin : e.begin + e.nbytes].view(e.dtype)
+        if e.strides is None:
+            return flat.reshape(e.shape)
+        return np.lib.stride_tricks.as_strided(flat, e.shape, e.strides, writeable=False)
+
+    def require(self, name: str, shape: tuple[int, ...] | None, *dtypes: Any) -> None:
+        """Raise SourceError unless the tensor exists with this shape and one of these dtypes."""
+        e = self._entry(name)
+        if shape is not None and e.shape != shape:
+            raise SourceError(
+                "wrong shape", where=f"{e.file.name}: {name}", found=e.shape, expected=shape,
+                todo="The weights do not fit config.json, or the quantization settings are wrong",
+            )  # fmt: skip
+        if dtypes and e.dtype not in [np.dtype(d) for d in dtypes]:
+            raise SourceError(
+                "wrong dtype", where=f"{e.file.name}: {name}", found=e.dtype,
+                expected=" or ".join(str(np.dtype(d)) for d in dtypes),
+            )  # fmt: skip
+
+    @cached_property
+    def quantization(self) -> dict[str, Any]:
+        """The quantization settings of config.json, its text_config, or a file of their own."""
+        for config in (self.config, self.config.get("text_config") or {}):
+            for key in ("quantization_config", "compression_config"):
+                if isinstance(config.get(key), dict):
+                    return dict(config[key])
+        for name in QUANT_FILES:
+            if found := self.json(name):
+                return found
+        return {}
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file beside config.json; empty when there is none."""
+        file = self.path / name
+        return _read_json(file) if file.is_file() else {}
+
+    def layers(self, suffix: str) -> tuple[str, ...]:
+        """Module paths that own a tensor ``<path>.<suffix>``."""
+        dot = f".{suffix}"
+        return tuple(n.removesuffix(dot) for n in self.entries if n.endswith(dot))
+
+    def _entry(self, name: str) -> Entry:
+        try:
+            return self.entries[name]
+        except KeyError:
+            raise SourceError(
+                "the checkpoint lacks this tensor",
+                where=name,
+                expected=f"in {self.path}",
+                todo="Fetch the checkpoint again, or check that config.json belongs to it",
+            ) from None
+
+    def _map(self, file: Path) -> Array:
+        if file not in self._maps:
+            with file.open("rb") as f:
+                mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[file] = np.frombuffer(mapped, np.uint8)
+        return self._maps[file]
+
+
+def _weights(directory: Path) -> Path:
+    """The weights file or index of a directory."""
+    for pattern in WEIGHTS:
+        found = sorted(directory.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise SourceError(
+                "several weight files and no index that joins them",
+                where=directory,
+                found=", ".join(f.name for f in found[:4]) + (" ..." if len(found) > 4 else ""),
+                todo="Name the file or index to read, or fetch the missing index",
+            )
+    raise SourceError(
+        "no weights here", where=directory, expected=" or ".join(WEIGHTS[2:4]),
+        todo="Give a checkpoint directory, a .safetensors file or a .safetensors.index.json",
+    )  # fmt: skip
+
+
+def _entries(weights: Path) -> dict[str, Entry]:
+    return _sharded(weights) if weights.suffix == ".json" else safetensors_entries(weights)
+
+
+def _sharded(index: Path) -> dict[str, Entry]:
+    """Entries of all shards of an index, each tensor in the shard that the index names."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError("the index has no weight_map", where=index)
+    entries: dict[str, Entry] = {}
+    for shard in sorted({str(s) for s in weight_map.values()}):
+        for name, entry in safetensors_entries(_shard(index, shard)).items():
+            if name in entries:
+                raise SourceError(
+                    "two shards hold this tensor", where=name,
+                    found=f"{entries[name].file.name} and {shard}",
+                    todo="Which of the two is meant cannot be known; fetch the checkpoint again",
+                )  # fmt: skip
+            entries[name] = entry
+    for name, shard in weight_map.items():
+        if name not in entries or entries[name].file.name != shard:
+            raise SourceError(
+                "the index names a tensor that its shard does not hold",
+                where=f"{index}: {name}", expected=f"in {shard}",
+                todo="Index and shards are of different checkpoints; fetch both again",
+            )  # fmt: skip
+    return entries
+
+
+def _shard(index: Path, name: str) -> Path:
+    """The shard's path; its name comes from outside and must not lead out of the directory."""
+    unsafe = SourceError(
+        "the index leads out of the checkpoint's directory", where=index, found=repr(name),
+        expected="the plain name of a file in the same directory",
+        todo="Do not use this checkpoint unless you know who made it",
+    )  # fmt: skip
+    if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+        raise unsafe
+    file = index.parent / name
+    if not file.is_file():
+        raise SourceError(
+            "a shard is missing", where=index, expected=name, todo="Fetch the missing file"
+        )
+    # A hub cache links snapshots/<revision>/<name> to blobs/<hash> of the same repository.
+    home, target = index.parent.resolve(), file.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
+        raise unsafe
+    return file
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise SourceError("not valid JSON", where=file, found=str(error)) from None
+    if not isinstance(value, dict):
+        raise SourceError("not a JSON object", where=file, found=type(value).__name__)
+    return value
