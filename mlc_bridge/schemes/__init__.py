@@ -1,0 +1,11 @@
+"""Quantization schemes under MLC's own names: one file per family, one row per scheme."""
+
+from __future__ import annotations
+
+from mlc_bridge.registry import Table, table
+from mlc_bridge.schemes import autoawq, dense
+from mlc_bridge.schemes.scheme import Role, Scheme, Spec
+
+__all__ = ["SCHEMES", "Role", "Scheme", "Spec"]
+
+SCHEMES: Table[Scheme] = table("schemes", dense.Q0F16, dense.Q0BF16, dense.Q0F32, *autoawq.ROWS)

@@ -1,4 +1,4 @@
-"""The contract of a scheme: ``QTensor`` in, MLC parameters out, and the matching device expression."""
+"""The contract of a scheme: ``QTensor`` in, MLC parameters out, and their device expressions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Spec:
 class Scheme(Protocol):
     """One quantization scheme under MLC's own name.
 
-    ``params(n, k)`` is the crossing: the shard writer and ``QLinear`` both read it, so names, shapes
-    and dtypes cannot drift apart. Keys are suffixes inside the layer (``weight``, ``qweight``, ...).
+    ``params(n, k)`` is the crossing: the shard writer and ``QLinear`` both read it, so names,
+    shapes and dtypes cannot drift apart. Keys are suffixes inside the layer (``weight``,
+    ``qweight``, ...).
     """
 
     @property
@@ -36,7 +37,7 @@ class Scheme(Protocol):
 
     @property
     def model_dtype(self) -> str:
-        """dtype of activations, norms, biases and unquantized weights: float16, bfloat16, float32."""
+        """dtype of activations, norms, biases and float weights: float16, bfloat16, float32."""
         ...
 
     def quantizes(self, role: Role) -> bool:
@@ -46,11 +47,11 @@ class Scheme(Protocol):
     def params(self, n: int, k: int) -> dict[str, Spec]: ...
 
     def quantize(self, w: Array) -> QTensor:
-        """Quantize a float weight ``[n, k]`` by the scheme's own rounding (dense checkpoints only)."""
+        """Quantize a float weight ``[n, k]`` by the scheme's own rounding."""
         ...
 
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
-        """The layer's parameters; never rounds codes or zeros. Raises ``CannotExpress`` for ``layer``."""
+        """The layer's parameters, codes and zeros unrounded; CannotExpress names ``layer``."""
         ...
 
     def decode(self, p: Mapping[str, Array]) -> QTensor:
@@ -59,4 +60,8 @@ class Scheme(Protocol):
 
     def linear(self, x: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
         """Device expression of ``x @ W^T`` for ``x`` ``[..., k]``; imports tvm when called."""
+        ...
+
+    def embedding(self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+        """Device expression of the rows ``ids`` (int32 ``[s]``) of the weight: ``[s, k]``."""
         ...

@@ -1,0 +1,92 @@
+"""What binds a compiled lib to its weights: parameter names, shapes, dtypes, and a fingerprint.
+
+``fingerprint`` hashes what the graph is built from: model type, model config without run-time
+limits, and every parameter. Not the scheme's name: an FP8 artifact converted for calibration and
+its final form hold the same parameters. It stands as ``{"mlc_bridge": {"version",
+"fingerprint"}}`` in the lib's ``_metadata``, in the index of the weights and in
+``mlc-chat-config.json``; readers that do not know the key ignore it, and artifacts without it
+are compared by parameters alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
+from mlc_bridge.errors import ArtifactError
+
+RUNTIME_LIMITS = frozenset(
+    (
+        "context_window_size",
+        "prefill_chunk_size",
+        "max_batch_size",
+        "tensor_parallel_shards",
+        "pipeline_parallel_stages",
+        "disaggregation",
+        "active_vocab_size",
+    )
+)
+
+
+def fingerprint(
+    model_type: str,
+    model_config: Mapping[str, Any],
+    params: Iterable[tuple[str, Iterable[int], str]],
+) -> str:
+    """sha256 (hex) over everything that a lib and its weights must agree on.
+
+    ``params`` are (name, shape, dtype) in any order.
+    """
+    config = {k: v for k, v in model_config.items() if k not in RUNTIME_LIMITS}
+    rows = sorted([name, [int(d) for d in shape], dtype] for name, shape, dtype in params)
+    text = json.dumps([model_type, config, rows], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_lib(metadata: Mapping[str, Any], artifact_dir: str | Path) -> None:
+    """Refuse a lib (its ``_metadata``) that does not fit the weights of ``artifact_dir``.
+
+    Raises ArtifactError naming the first parameter that differs, or the fingerprints.
+    """
+    cache = read_index(artifact_dir)
+    for param in metadata["params"]:
+        _check_param(param, cache)
+    ours, theirs = _stamp(metadata), _stamp(cache.metadata)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ArtifactError(
+            "the lib and the weights come from different builds",
+            where=cache.directory,
+            found=f"weights {theirs[:12]}",
+            expected=f"{ours[:12]} as in the lib",
+            todo="Compile the lib again for these weights",
+        )
+
+
+def _check_param(param: Mapping[str, Any], cache: TensorCache) -> None:
+    name, record = param["name"], cache.records.get(param["name"])
+    found = "no such parameter" if record is None else f"{list(record.shape)} {record.dtype}"
+    # A symbolic dimension ("vocab_size") takes any length.
+    same = record is not None and (
+        record.dtype == param["dtype"]
+        and len(record.shape) == len(param["shape"])
+        and all(
+            isinstance(want, str) or want == have
+            for want, have in zip(param["shape"], record.shape, strict=True)
+        )
+    )
+    if not same:
+        raise ArtifactError(
+            f"{name}: the lib does not fit these weights",
+            where=cache.directory,
+            found=found,
+            expected=f"{list(param['shape'])} {param['dtype']}",
+            todo="Compile the lib again for these weights",
+        )
+
+
+def _stamp(metadata: Mapping[str, Any]) -> str | None:
+    return (metadata.get("mlc_bridge") or {}).get("fingerprint")

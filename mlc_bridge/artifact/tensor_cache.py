@@ -1,0 +1,421 @@
+"""Weights on disk as MLC keeps them: ``params_shard_<i>.bin`` and the index ``tensor-cache.json``.
+
+Index (TVM's tensor cache; older runtimes call the same file ``ndarray-cache.json``)::
+
+    {"metadata": {...},                           free-form, no runtime reads it
+     "records": [{"dataPath": "params_shard_0.bin", "format": "raw-shard", "nbytes", "md5sum",
+                  "records": [{"name", "shape", "dtype", "format", "nbytes", "byteOffset"}, ...]}]}
+
+Tensors lie in C order, little endian, without padding. Record format: ``f32-to-bf16`` is the word
+that MLC's converter writes on every record; it changes float32 tensors only (stored as their
+bfloat16 rounding). We store float32 exactly, as ``raw``, which every loader of this format
+accepts.
+
+Shard rule (TVM's): tensors fill a shard of 32 MiB; one that would reach the cap starts a new
+shard, and one of half the cap or more gets a shard of its own *before* the one being filled, so
+shard numbers do not follow the order of names.
+
+Publishing: one writer at a time holds a lock on the directory and works in ``.tensor-cache.tmp``
+inside it. At the end the old index goes first, shards move in by rename, the index comes last: a
+directory with an index is complete. A killed run leaves the folder behind; the next writer
+removes it. md5 runs on its own threads over finished shards, whose bytes are still in the page
+cache, so that memory stays at what the caller holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from mlc_bridge.errors import ArtifactError
+from mlc_bridge.packing import Array
+
+INDEX = "tensor-cache.json"
+OLDER_INDEX = "ndarray-cache.json"
+SHARD_CAP = 32 << 20
+_TEMP = ".tensor-cache.tmp"
+_SLAB = 4 << 20
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """numpy dtype of an MLC dtype name (bfloat16 and the float8 family through ml_dtypes)."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where one tensor lies: ``nbytes`` at ``offset`` of ``shard``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    format: str
+    nbytes: int
+    offset: int
+    shard: str
+
+    @property
+    def narrowed(self) -> bool:
+        """float32 stored as its bfloat16 rounding."""
+        return self.dtype == "float32" and self.format == "f32-to-bf16"
+
+    @property
+    def itemsize(self) -> int:
+        return 2 if self.narrowed else dtype_of(self.dtype).itemsize
+
+
+class ShardWriter:
+    """Writes the weights of one model directory; a context manager that publishes on a clean exit.
+
+    ``metadata`` becomes the index's metadata block and may be filled until the block ends. On any
+    exception, Ctrl-C included, nothing new is left in the directory.
+    """
+
+    def __init__(self, directory: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+        self.directory = Path(directory)
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.records: dict[str, Record] = {}
+        self._shards: list[dict[str, Any]] = []
+        self._digests: list[Future[str]] = []
+        self._pending: list[Record] = []
+        self._pending_bytes = 0
+        self._file: BinaryIO | None = None
+        self._created: list[Path] = []
+        self._lock: int | None = None
+
+    def __enter__(self) -> ShardWriter:
+        with _disk(self.directory):
+            self._created = _make_dirs(self.directory)
+            try:
+                self._lock = _lock(self.directory)
+                _clear(self._temp)
+                self._temp.mkdir()
+            except BaseException:
+                self._leave(published=False)
+                raise
+        self._hashing = ThreadPoolExecutor(2, thread_name_prefix="shard-md5")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        done = False
+        try:
+            if kind is None:
+                with _disk(self.directory):
+                    self._finish()
+                    self._publish()
+                done = True
+        finally:
+            if self._file is not None:
+                with suppress(OSError):
+                    self._file.close()
+            self._hashing.shutdown(wait=True, cancel_futures=True)
+            _clear(self._temp)
+            self._leave(published=done)
+
+    def add(self, name: str, array: Array, dtype: str | None = None) -> None:
+        """Append one tensor; contiguous views of a mapped file are written without a copy.
+
+        ``dtype`` reinterprets the bytes under another MLC dtype name of the same item size.
+        Raises ArtifactError for a repeated name or a disk that refuses.
+        """
+        if name in self.records:
+            raise ArtifactError("this parameter is written twice", where=name)
+        if dtype is not None:
+            array = array.view(dtype_of(dtype))
+        word = "raw" if array.dtype == np.float32 else "f32-to-bf16"
+        size, shape = array.nbytes, tuple(array.shape)
+        record = Record(name, shape, array.dtype.name, word, size, 0, "")
+        with _disk(self.directory):
+            if self._pending_bytes + size >= SHARD_CAP:
+                if size * 2 >= SHARD_CAP:
+                    self._write_own(record, array)
+                    return
+                self._commit_pending()
+            self._append(record, array)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors added so far."""
+        return sum(record.nbytes for record in self.records.values())
+
+    @property
+    def _temp(self) -> Path:
+        return self.directory / _TEMP
+
+    def _write_own(self, record: Record, array: Array) -> None:
+        path = self._temp / _shard_name(len(self._shards))
+        with path.open("wb") as file:
+            _write(file, array)
+        self._register(path, record.nbytes, [record])
+
+    def _append(self, record: Record, array: Array) -> None:
+        if self._file is None:
+            self._file = (self._temp / "pending.bin").open("wb")
+        _write(self._file, array)
+        placed = _moved(record, offset=self._pending_bytes)
+        self._pending.append(placed)
+        self.records[record.name] = placed
+        self._pending_bytes += record.nbytes
+
+    def _commit_pending(self) -> None:
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        path = self._temp / _shard_name(len(self._shards))
+        os.replace(self._temp / "pending.bin", path)
+        self._register(path, self._pending_bytes, self._pending)
+        self._pending, self._pending_bytes = [], 0
+
+    def _register(self, path: Path, nbytes: int, records: list[Record]) -> None:
+        records = [_moved(record, shard=path.name) for record in records]
+        self.records.update({record.name: record for record in records})
+        self._digests.append(self._hashing.submit(_md5, path))
+        self._shards.append(
+            {
+                "dataPath": path.name,
+                "format": "raw-shard",
+                "nbytes": nbytes,
+                "records": [_as_json(record) for record in records],
+            }
+        )
+
+    def _finish(self) -> None:
+        self._commit_pending()
+        for shard, digest in zip(self._shards, self._digests, strict=True):
+            shard["md5sum"] = digest.result()
+        index = {"metadata": self.metadata, "records": self._shards}
+        (self._temp / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
+
+    def _publish(self) -> None:
+        names = [shard["dataPath"] for shard in self._shards]
+        for stale in (INDEX, OLDER_INDEX, "tensor-cache-b16.json"):
+            (self.directory / stale).unlink(missing_ok=True)
+        try:
+            for old in self.directory.glob("params_shard_*.bin"):
+                old.unlink()
+            for name in names:
+                os.replace(self._temp / name, self.directory / name)
+            os.replace(self._temp / INDEX, self.directory / INDEX)
+        except BaseException:
+            for name in names:
+                (self.directory / name).unlink(missing_ok=True)
+            raise
+
+    def _leave(self, published: bool) -> None:
+        if not published:
+            with suppress(OSError):  # not empty: somebody else's files came in
+                for path in reversed(self._created):
+                    path.rmdir()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+@dataclass(frozen=True)
+class TensorCache:
+    """A verified index; ``array`` maps tensors on demand."""
+
+    directory: Path
+    metadata: Mapping[str, Any]
+    records: Mapping[str, Record]
+
+    def array(self, name: str) -> Array:
+        """The tensor as a read-only view of its shard; float32 stored as bfloat16 is expanded."""
+        try:
+            record = self.records[name]
+        except KeyError:
+            raise ArtifactError("no such parameter", where=self.directory, found=name) from None
+        dtype = np.dtype(np.uint16) if record.narrowed else dtype_of(record.dtype)
+        if record.nbytes == 0:
+            return np.zeros(record.shape, dtype_of(record.dtype))
+        path = self.directory / record.shard
+        raw = np.memmap(path, np.uint8, "r", record.offset, (record.nbytes,))
+        array = raw.view(dtype).view(np.ndarray).reshape(record.shape)
+        return (array.astype(np.uint32) << 16).view(np.float32) if record.narrowed else array
+
+
+def read_index(directory: str | Path, *, md5: bool = False) -> TensorCache:
+    """Read and verify the index of a model directory: files, lengths, offsets, shapes; md5 on wish.
+
+    Raises ArtifactError naming the file or tensor.
+    """
+    directory = Path(directory)
+    path = directory / INDEX
+    if not path.exists() and (directory / OLDER_INDEX).exists():
+        path = directory / OLDER_INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        shards = [(dict(shard), _records(shard)) for shard in index["records"]]
+    except FileNotFoundError:
+        raise ArtifactError(
+            "no weights here", where=directory, expected=INDEX, todo="Run mlc-bridge convert first"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ArtifactError("the index cannot be read", where=path, found=repr(problem)) from None
+    records: dict[str, Record] = {}
+    for shard, inside in shards:
+        _check_shard(directory, shard, inside, md5)
+        for record in inside:
+            if record.name in records:
+                raise ArtifactError("the index lists a parameter twice", where=record.name)
+            records[record.name] = record
+    return TensorCache(directory, index.get("metadata") or {}, records)
+
+
+def _records(shard: Mapping[str, Any]) -> list[Record]:
+    return [
+        Record(
+            str(r["name"]),
+            tuple(int(d) for d in r["shape"]),
+            str(r["dtype"]),
+            str(r["format"]),
+            int(r["nbytes"]),
+            int(r["byteOffset"]),
+            str(shard["dataPath"]),
+        )
+        for r in shard["records"]
+    ]
+
+
+def _check_shard(directory: Path, shard: dict[str, Any], records: list[Record], md5: bool) -> None:
+    name = str(shard["dataPath"])
+    path = directory / name
+    if Path(name).name != name or shard.get("format") != "raw-shard":
+        raise ArtifactError("the index names a shard that is no plain file here", where=name)
+    found = path.stat().st_size if path.is_file() else "no such file"
+    if found != shard.get("nbytes"):
+        raise ArtifactError(
+            "damaged weights",
+            where=path,
+            found=found,
+            expected=f"{shard.get('nbytes')} bytes",
+            todo="Convert or download the model again",
+        )
+    for record in records:
+        _check_record(record, int(shard["nbytes"]))
+    if md5 and shard.get("md5sum") and _md5(path) != shard["md5sum"]:
+        raise ArtifactError("damaged weights: the md5 sum differs from the index", where=path)
+
+
+def _check_record(record: Record, shard_bytes: int) -> None:
+    try:
+        wanted = int(np.prod(record.shape, dtype=np.int64)) * record.itemsize
+    except TypeError:
+        raise ArtifactError("unknown dtype", where=record.name, found=record.dtype) from None
+    if record.nbytes != wanted or min(record.shape, default=0) < 0:
+        raise ArtifactError(
+            f"the index gives shape {list(record.shape)} {record.dtype} ({record.format})",
+            where=record.name,
+            found=f"{record.nbytes} bytes",
+            expected=f"{wanted}",
+        )
+    if record.offset < 0 or record.offset + record.nbytes > shard_bytes:
+        raise ArtifactError(
+            "the index places the tensor outside its shard",
+            where=record.name,
+            found=f"bytes {record.offset} to {record.offset + record.nbytes}",
+            expected=f"within {shard_bytes} bytes of {record.shard}",
+        )
+
+
+def _shard_name(number: int) -> str:
+    return f"params_shard_{number}.bin"
+
+
+def _moved(record: Record, offset: int | None = None, shard: str | None = None) -> Record:
+    place = (record.offset if offset is None else offset, record.shard if shard is None else shard)
+    return Record(record.name, record.shape, record.dtype, record.format, record.nbytes, *place)
+
+
+def _as_json(record: Record) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "shape": list(record.shape),
+        "dtype": record.dtype,
+        "format": record.format,
+        "nbytes": record.nbytes,
+        "byteOffset": record.offset,
+    }
+
+
+def _write(file: BinaryIO, array: Array) -> None:
+    """C-order bytes; a strided array goes through small slabs of its leading axis."""
+    if array.flags.c_contiguous:
+        file.write(array.reshape(-1).view(np.uint8).data)
+        return
+    rows = max(1, _SLAB * len(array) // max(array.nbytes, 1))
+    for start in range(0, len(array), rows):
+        slab = np.ascontiguousarray(array[start : start + rows])
+        file.write(slab.reshape(-1).view(np.uint8).data)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+@contextmanager
+def _disk(where: Path) -> Iterator[None]:
+    """Turns the operating system's refusals into the user's error."""
+    try:
+        yield
+    except OSError as problem:
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise ArtifactError(
+            f"cannot write the weights: {problem.strerror or problem}",
+            where=where,
+            todo="Free space or choose another output" if full else "Choose another output",
+        ) from problem
+
+
+def _make_dirs(directory: Path) -> list[Path]:
+    """Create missing folders, outermost first, and say which."""
+    missing = []
+    for path in (directory, *directory.parents):
+        if path.exists():
+            break
+        missing.append(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def _lock(directory: Path) -> int | None:
+    """One writer at a time; the lock dies with its process. None where folders cannot be locked."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise ArtifactError("another run is writing here", where=directory) from None
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _clear(temp: Path) -> None:
+    if temp.exists():
+        shutil.rmtree(temp, ignore_errors=True)

@@ -1,0 +1,194 @@
+"""AutoAWQ's GEMM layout under MLC's name ``q4f16_autoawq``, and its other group sizes.
+
+    W[n, k] = (code[n, k] - zero[n, k // g]) * scale[n, k // g]          codes and zeros 0..15
+
+==========  =============  =========  ======================================================
+parameter   shape          dtype      layout
+==========  =============  =========  ======================================================
+``qweight``  [k, n/8]      uint32     nibble i of word c is row 8c + (0 2 4 6 1 3 5 7)[i] of W
+``qzeros``   [k/g, n/8]    uint32     the same order, zeros as they are
+``scales``   [k/g, n]      float16
+==========  =============  =========  ======================================================
+
+Rows: ``q4f16_autoawq`` (g = 128, MLC's own), ``_g64``, ``_g32``, and ``_gk`` (one group per
+channel, g = k). A source with this packing passes its words through untouched. A coarser group
+(128, or one per channel) is the same tensor in a finer scheme: scales and zeros are repeated.
+Symmetric sources have their constant zero. Scales of a wider type (bfloat16, float32) round to
+float16, at most 2^-11 of their value; outside float16's normal range that bound fails and the
+tensor cannot be expressed. Embedding, head and router stay float, as in MLC.
+
+Device expression: the stage ``dequantize`` of ``matmul.py``, in one compute, float16::
+
+    s(i) = 4 * (i % 8 % 2 * 4 + i % 8 / 2)
+    code(word, i) = float16(word >> s(i) & 15)
+    dequantize[i, j] = (code(qweight[j, i/8], i) - code(qzeros[j/g, i/8], i)) * scales[j/g, i]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc_bridge.errors import CannotExpress
+from mlc_bridge.packing import AWQ, Array, PackedArray, pack, repack
+from mlc_bridge.qtensor import QTensor
+from mlc_bridge.schemes.matmul import dequantized_matmul, dequantized_rows
+from mlc_bridge.schemes.scheme import Role, Spec
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend import nn
+
+_SUFFIXES = ("qweight", "qzeros", "scales")
+_F16_TINY = float(np.finfo(np.float16).smallest_normal)
+_F16_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class AutoAWQ:
+    """One row of the family; ``group`` None means one group per channel."""
+
+    name: str
+    group: int | None
+    model_dtype: str = "float16"
+
+    def quantizes(self, role: Role) -> bool:
+        return role == "linear"
+
+    def params(self, n: int, k: int) -> dict[str, Spec]:
+        g = self.group or k
+        if n % 8 or k % g:
+            raise CannotExpress(
+                f"a weight [{n}, {k}]", self.name, f"needs n % 8 == 0 and k % {g} == 0"
+            )
+        return {
+            "qweight": Spec((k, n // 8), "uint32"),
+            "qzeros": Spec((k // g, n // 8), "uint32"),
+            "scales": Spec((k // g, n), "float16"),
+        }
+
+    def quantize(self, w: Array) -> QTensor:
+        """AutoAWQ's asymmetric min/max rounding of ``w`` ``[n, k]``, with scales in float16.
+
+        s = max(max - min, 1e-5) / 15,  zero = clip(-round(min / s), 0, 15),
+        code = clip(round(w / s) + zero, 0, 15); rounding is half to even.
+        """
+        n, k = w.shape
+        self.params(n, k)
+        g = self.group or k
+        groups = np.asarray(w, np.float32).reshape(n, k // g, g)
+        low, high = groups.min(axis=2), groups.max(axis=2)
+        scale = (np.maximum(high - low, 1e-5) / 15).astype(np.float16)
+        step = scale.astype(np.float32)
+        zero = np.clip(-np.rint(low / step), 0, 15)
+        codes = np.clip(np.rint(groups / step[..., None]) + zero[..., None], 0, 15)
+        return QTensor(
+            codes=pack(codes.reshape(n, k).astype(np.uint8), AWQ),
+            scale=np.ascontiguousarray(scale.T).T,
+            zero=pack(zero.astype(np.uint8), AWQ),
+            block=(1, g),
+        )
+
+    def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
+        repeat = self._repeat(q, layer)
+        codes = repack(q.codes, AWQ).words
+        zeros = self._zeros(q, layer)
+        scales = _float16(q.scale, layer, self.name).T
+        return {
+            "qweight": codes,
+            "qzeros": np.repeat(zeros, repeat, axis=0) if repeat > 1 else zeros,
+            "scales": np.repeat(scales, repeat, axis=0) if repeat > 1 else scales,
+        }
+
+    def decode(self, p: Mapping[str, Array]) -> QTensor:
+        (k, words), groups = p["qweight"].shape, p["scales"].shape[0]
+        n = words * AWQ.per_word
+        return QTensor(
+            codes=PackedArray(p["qweight"], AWQ, (n, k)),
+            scale=p["scales"].T,
+            zero=PackedArray(p["qzeros"], AWQ, (n, groups)),
+            block=(1, k // groups),
+        )
+
+    def linear(self, x: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+        return dequantized_matmul(x, [p[key] for key in _SUFFIXES], _dequantize, out_dtype)
+
+    def embedding(self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+        return dequantized_rows(ids, [p[key] for key in _SUFFIXES], _dequantize, out_dtype)
+
+    def _repeat(self, q: QTensor, layer: str) -> int:
+        """How often each group of ``q`` repeats along k; refuses what the layout cannot hold."""
+        (n, k), (rows, width) = q.shape, q.block
+        g = self.group or k
+        reason = None
+        if q.bits != 4:
+            reason = f"its codes have {q.bits} bits, the scheme's 4"
+        elif q.perm is not None:
+            reason = "its input columns are permuted (activation order)"
+        elif q.input_scale is not None:
+            reason = "it brings a static activation scale"
+        elif n % 8 or k % g:
+            reason = f"shape [{n}, {k}] needs n % 8 == 0 and k % {g} == 0"
+        elif rows != 1:
+            reason = f"one scale covers {rows} rows"
+        elif width % g:
+            reason = f"groups of {width} do not divide into groups of {g}"
+        if reason:
+            raise CannotExpress(layer, self.name, reason)
+        return width // g
+
+    def _zeros(self, q: QTensor, layer: str) -> Array:
+        if q.zero is None:
+            raise CannotExpress(
+                layer, self.name, "its codes are not 4-bit unsigned with a zero point"
+            )
+        if q.zero.packing != AWQ and int(q.zero.unpack().max(initial=0)) > 15:
+            raise CannotExpress(layer, self.name, "a zero point lies outside 0..15")
+        return repack(q.zero, AWQ).words
+
+
+def rounded_scales(q: QTensor) -> int:
+    """How many scales of ``q`` change when stored as float16 (none for a float16 source)."""
+    if q.scale.dtype == np.float16:
+        return 0
+    return int(np.count_nonzero(q.scale.astype(np.float16).astype(np.float64) != q.scale))
+
+
+def _float16(scale: Array, layer: str, scheme: str) -> Array:
+    if scale.dtype == np.float16:
+        return scale
+    size = np.abs(scale.astype(np.float64))
+    # Above the normal range the nearest float16 may be infinite, below it 2^-11 no longer holds.
+    bad = ~((size == 0) | ((size >= _F16_TINY) & (size <= _F16_MAX)))
+    if bad.any():
+        reason = f"scale {size[bad][0]:.3g} lies outside float16's normal range"
+        raise CannotExpress(layer, scheme, reason)
+    return scale.astype(np.float16)
+
+
+def _dequantize(qweight: Any, qzeros: Any, scales: Any) -> Any:
+    from tvm import te, tirx
+
+    k, n = qweight.shape[0], scales.shape[1]
+    g = k // scales.shape[0]
+
+    def code(words: Any, row: Any, i: Any) -> Any:
+        shift = (i % 8 % 2 * 4 + i % 8 // 2) * 4
+        word = tirx.shift_right(words[row, i // 8], shift.astype("uint32"))
+        return tirx.bitwise_and(word, tirx.const(15, "uint32")).astype(scales.dtype)
+
+    return te.compute(
+        (n, k),
+        lambda i, j: (code(qweight, j, i) - code(qzeros, j // g, i)) * scales[j // g, i],
+        name="dequantize",
+    )
+
+
+ROWS = (
+    AutoAWQ("q4f16_autoawq", 128),
+    AutoAWQ("q4f16_autoawq_g64", 64),
+    AutoAWQ("q4f16_autoawq_g32", 32),
+    AutoAWQ("q4f16_autoawq_gk", None),
+)
