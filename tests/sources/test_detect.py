@@ -1,0 +1,143 @@
+"""Detection explains itself; parameters a format cannot have are refused by tensor name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mlc_bridge.errors import ConfigError, SourceError, UnknownFormat
+from mlc_bridge.sources import SOURCES, Checkpoint, detect
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "sources"
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def edited(
+    tmp_path: Path,
+    case: str,
+    settings: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray | None] | None = None,
+) -> Checkpoint:
+    """A copy of a golden case with settings and tensors changed (None: removed)."""
+    home = tmp_path / "model"
+    shutil.copytree(GOLDEN / case, home, ignore=shutil.ignore_patterns("expected*"))
+    config = json.loads((home / "config.json").read_text())
+    config["quantization_config"] = {**config.get("quantization_config", {}), **(settings or {})}
+    (home / "config.json").write_text(json.dumps(config))
+    arrays: dict[str, Any] = {**load_file(home / "model.safetensors"), **(tensors or {})}
+    save_file({k: v for k, v in arrays.items() if v is not None}, home / "model.safetensors")
+    return Checkpoint.open(home)
+
+
+def test_unknown_method_lists_every_candidate(tmp_path: Path) -> None:
+    ckpt = edited(tmp_path, "autoawq/w4-g128", {"quant_method": "aqlm"})
+    with pytest.raises(UnknownFormat, match="no source format fits") as error:
+        detect(ckpt)
+    for name in SOURCES:
+        assert f"{name} (" in str(error.value)
+    assert "quant_method 'aqlm'" in str(error.value)
+
+
+@pytest.mark.parametrize("wanted", ["awq", "autoawq", "auto", None])
+def test_wanted(wanted: str | None) -> None:
+    assert detect(Checkpoint.open(GOLDEN / "autoawq/w4-g128"), wanted).name == "autoawq"
+
+
+def test_wanted_but_contradicted() -> None:
+    ckpt = Checkpoint.open(GOLDEN / "autoawq/w4-g128")
+    with pytest.raises(UnknownFormat, match=r"not a checkpoint of .* dense.*quant_method 'awq'"):
+        detect(ckpt, "dense")
+    with pytest.raises(ConfigError, match="unknown name in sources"):
+        detect(ckpt, "aqlm")
+
+
+CASE = "autoawq/w4-g32"
+BAD = {
+    "bits 3": ({"bits": 3}, {}, "4-bit codes.*bits 3"),
+    "group does not divide": ({"group_size": 96}, {}, "group size does not divide"),
+    "group of another size": ({"group_size": 64}, {}, "qzeros: wrong shape"),
+    "group is text": ({"group_size": "128"}, {}, "group size does not divide"),
+    "group is zero": ({"group_size": 0}, {}, "group size does not divide"),
+    "no scales": ({}, {f"{Q}.scales": None}, f"{Q}.scales: the checkpoint lacks"),
+    "no zeros": ({}, {f"{Q}.qzeros": None}, f"{Q}.qzeros: the checkpoint lacks"),
+    "scales of ints": ({}, {f"{Q}.scales": np.ones((8, 64), np.int32)}, "scales: wrong dtype"),
+    "qzeros of floats": ({}, {f"{Q}.qzeros": np.ones((8, 8), np.float32)}, "qzeros: wrong dtype"),
+    "qweight a vector": ({}, {f"{Q}.qweight": np.ones(8, np.int32)}, "qweight: not a matrix"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_autoawq_parameters(tmp_path: Path, case: str) -> None:
+    settings, tensors, message = BAD[case]
+    ckpt = edited(tmp_path, CASE, settings, tensors)
+    source = SOURCES["autoawq"]
+    with pytest.raises(SourceError, match=message):
+        source.read(ckpt, Q)
+    with pytest.raises(SourceError, match=Q):
+        source.check(ckpt, Q, (64, 256))
+
+
+def test_shape_unlike_the_config() -> None:
+    ckpt = Checkpoint.open(GOLDEN / CASE)
+    with pytest.raises(SourceError, match=r"qweight: wrong shape; found \(256, 8\)"):
+        SOURCES["autoawq"].check(ckpt, Q, (128, 256))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1.0, 0.0])
+def test_scales_that_cannot_be(tmp_path: Path, value: float) -> None:
+    scales = load_file(GOLDEN / CASE / "model.safetensors")[f"{Q}.scales"].copy()
+    scales[3, 5] = value
+    ckpt = edited(tmp_path, CASE, tensors={f"{Q}.scales": scales})
+    with pytest.raises(SourceError, match=rf"{Q}\.scales: 1 of .* at \[3, 5\]"):
+        SOURCES["autoawq"].read(ckpt, Q)
+
+
+def test_float_layer_wherever_it_is(tmp_path: Path) -> None:
+    """LLMC's mixed precision leaves single layers float and the config's list empty."""
+    weight = np.ones((64, 256), np.float16)
+    gone = {f"{Q}.{part}": None for part in ("qweight", "qzeros", "scales")}
+    tensors = {f"{Q}.weight": weight, **gone}
+    ckpt = edited(tmp_path, "autoawq/w4-g128", tensors=tensors)
+    source = detect(ckpt)
+    assert source.name == "autoawq"
+    source.check(ckpt, Q, (64, 256))
+    assert np.array_equal(source.read(ckpt, Q), weight)
+    assert source.parts(ckpt, Q) == (f"{Q}.weight",)
+    assert Q not in source.layers(ckpt)
+
+
+@pytest.mark.parametrize(("listed", "is_float"), [(["self_attn"], True), (["gate"], False)])
+def test_modules_to_not_convert_are_substrings(
+    tmp_path: Path, listed: list[str], is_float: bool
+) -> None:
+    ckpt = edited(
+        tmp_path,
+        CASE,
+        {"modules_to_not_convert": listed},
+        {f"{Q}.weight": np.ones((64, 256), np.float16)},
+    )
+    assert isinstance(SOURCES["autoawq"].read(ckpt, Q), np.ndarray) == is_float
+
+
+def test_settings_in_text_config_and_in_a_file_of_their_own(tmp_path: Path) -> None:
+    home = tmp_path / "model"
+    shutil.copytree(GOLDEN / CASE, home)
+    (home / "expected.safetensors").unlink()
+    settings = json.loads((home / "config.json").read_text())["quantization_config"]
+    (home / "config.json").write_text(
+        json.dumps({"text_config": {"quantization_config": settings}})
+    )
+    assert detect(Checkpoint.open(home)).name == "autoawq"
+    (home / "config.json").write_text("{}")
+    (home / "quant_config.json").write_text(
+        json.dumps({"w_bit": 4, "q_group_size": 32, "version": "GEMM", "zero_point": True})
+    )
+    ckpt = Checkpoint.open(home)
+    assert detect(ckpt).name == "autoawq"
+    assert SOURCES["autoawq"].read(ckpt, Q).block == (1, 32)
