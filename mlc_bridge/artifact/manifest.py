@@ -1,11 +1,11 @@
 """What binds a compiled lib to its weights: parameter names, shapes, dtypes, and a fingerprint.
 
 ``fingerprint`` hashes what the graph is built from: model type, model config without run-time
-limits, and every parameter. Not the scheme's name: an FP8 artifact converted for calibration and
-its final form hold the same parameters. It stands as ``{"mlc_bridge": {"version",
-"fingerprint"}}`` in the lib's ``_metadata``, in the index of the weights and in
-``mlc-chat-config.json``; readers that do not know the key ignore it, and artifacts without it
-are compared by parameters alone.
+limits, and every parameter that conversion fills. Not the scheme's name and not the activation
+scales: an FP8 artifact converted for calibration and its final form hold the same parameters. It
+stands as ``{"mlc_bridge": {"version", "fingerprint"}}`` in the lib's ``_metadata``, in the index
+of the weights and in ``mlc-chat-config.json``; readers that do not know the key ignore it, and
+artifacts without it are compared by parameters alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ RUNTIME_LIMITS = frozenset(
     )
 )
 
+CALIBRATED = ".q_calibration_scale"
+
 
 def fingerprint(
     model_type: str,
@@ -42,7 +44,11 @@ def fingerprint(
     ``params`` are (name, shape, dtype) in any order.
     """
     config = {k: v for k, v in model_config.items() if k not in RUNTIME_LIMITS}
-    rows = sorted([name, [int(d) for d in shape], dtype] for name, shape, dtype in params)
+    rows = sorted(
+        [name, [int(d) for d in shape], dtype]
+        for name, shape, dtype in params
+        if not name.endswith(CALIBRATED)
+    )
     text = json.dumps([model_type, config, rows], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -71,3 +71,19 @@ Q0F16 = Dense("q0f16", "float16")
 Q0BF16 = Dense("q0bf16", "bfloat16")
 Q0F32 = Dense("q0f32", "float32")
 BY_DTYPE: dict[str, Dense] = {row.model_dtype: row for row in (Q0F16, Q0BF16, Q0F32)}
+
+
+def narrow(array: Array, dtype: str, name: str) -> Array:
+    """A float tensor in the model dtype, rounded to nearest even; itself where the dtype is equal.
+
+    Raises CannotExpress where a finite value would become infinite.
+    """
+    wanted = NUMPY_DTYPES[dtype]
+    if array.dtype == wanted:
+        return array
+    with np.errstate(over="ignore"):
+        result = array.astype(wanted)
+    lost = np.isinf(result)
+    if lost.any() and (values := array[lost][np.isfinite(array[lost])]).size:
+        raise CannotExpress(name, BY_DTYPE[dtype].name, f"{float(values[0]):g} overflows {dtype}")
+    return result
