@@ -1,0 +1,220 @@
+"""The tokenizer of a checkpoint: the files MLC wants, the special tokens, and the chat template.
+
+MLC's engine reads ``tokenizer.json`` (or, failing that, ``tokenizer.model``); the other files are
+copied as MLC copies them. ``truncation`` and ``padding`` inside tokenizer.json, left there by
+training scripts, would cut prompts in silence, so they are taken out of the copy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlc_bridge.artifact.conversation import Conversation
+from mlc_bridge.artifact.tokenizer_info import tokenizer_info
+from mlc_bridge.errors import ConfigError, MissingDependency
+
+COPIED = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+)
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """File name -> bytes as they will be written, and what the checkpoint says beside them."""
+
+    directory: Path
+    contents: Mapping[str, bytes]
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> TokenizerFiles:
+        """Raises ``ConfigError`` for a tokenizer that MLC's engine could not use."""
+        contents = {n: (directory / n).read_bytes() for n in COPIED if (directory / n).is_file()}
+        notes: list[str] = []
+        if "tokenizer.json" not in contents and _has_slow_tokenizer(directory, contents):
+            contents["tokenizer.json"] = _converted(directory)
+            notes.append("tokenizer.json was made from the slow tokenizer by transformers")
+        if "tokenizer.json" in contents:
+            contents["tokenizer.json"], found = _whole_prompts(
+                contents["tokenizer.json"], directory / "tokenizer.json"
+            )
+            notes += found
+        else:
+            notes.append("the checkpoint has no tokenizer: prompts must be token ids")
+        settings = _json(contents.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+        return cls(directory, contents, tuple(notes), settings)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in COPIED if name in self.contents)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """MLC's ``tokenizer_info`` block."""
+        return tokenizer_info(self._fast)
+
+    @property
+    def size(self) -> int | None:
+        """Number of token ids, those added by tokenizer_config.json included."""
+        if self._fast is None:
+            return None
+        known = self._backend.get_vocab(with_added_tokens=True)
+        listed = (self.settings.get("added_tokens_decoder") or {}).values()
+        return len(known) + len({t["content"] for t in listed} - known.keys())
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """Name -> text, as templates ask for them (``bos_token``)."""
+        extra = self.directory / "special_tokens_map.json"
+        listed = _json(extra.read_bytes(), extra.name) if extra.is_file() else {}
+        found = {key: self.settings.get(key) or listed.get(key) for key in SPECIAL}
+        return {
+            key: str(token["content"] if isinstance(token, dict) else token)
+            for key, token in found.items()
+            if token
+        }
+
+    @property
+    def bos(self) -> tuple[str, int] | None:
+        """Text and id of the begin token."""
+        text = self.special_tokens.get("bos_token")
+        number = self._id(text) if text else None
+        return None if text is None or number is None else (text, number)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The default template: chat_template.jinja, .json, or in tokenizer_config.json."""
+        alone = self.directory / "chat_template.jinja"
+        if alone.is_file():
+            return alone.read_text("utf-8")
+        processor = self.directory / "chat_template.json"
+        found = self.settings.get("chat_template") or (
+            _json(processor.read_bytes(), processor.name).get("chat_template")
+            if processor.is_file()
+            else None
+        )
+        if isinstance(found, list):
+            named = {t["name"]: t["template"] for t in found}
+            found = named.get("default") or next(iter(named.values()), None)
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without added special tokens, as MLC's engine encodes a prompt."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def stop_ids(self, conversation: Conversation) -> list[int]:
+        """Ids that end an answer: the end token, and the token that closes an assistant turn."""
+        texts = (self.special_tokens.get("eos_token"), self._closing(conversation))
+        return [i for text in texts if text and (i := self._id(text)) is not None]
+
+    def stop_strings(self, conversation: Conversation) -> list[str]:
+        """What closes an assistant turn where that is ordinary text."""
+        closing = conversation.seps[-1].strip()
+        return [closing] if closing and self._closing(conversation) is None else []
+
+    def write(self, directory: Path) -> None:
+        for name, content in self.contents.items():
+            target = directory / name
+            temp = target.with_name(f".{name}.part")
+            temp.write_bytes(content)
+            temp.replace(target)
+
+    def _closing(self, conversation: Conversation) -> str | None:
+        """The special token with which the separator after the assistant begins."""
+        after = conversation.seps[-1].lstrip()
+        special = [t["content"] for t in (self._fast or {}).get("added_tokens", [])]
+        return max((s for s in special if after.startswith(s)), key=len, default=None)
+
+    def _id(self, text: str) -> int | None:
+        found: int | None = None if self._fast is None else self._backend.token_to_id(text)
+        return found
+
+    @cached_property
+    def _fast(self) -> dict[str, Any] | None:
+        text = self.contents.get("tokenizer.json")
+        return None if text is None else _json(text, "tokenizer.json")
+
+    @cached_property
+    def _backend(self) -> Any:
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_buffer(self.contents["tokenizer.json"])
+        except KeyError:
+            raise ConfigError("the checkpoint has no tokenizer", where=self.directory) from None
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ConfigError(
+                f"the tokenizers library refuses it: {error}",
+                where=self.directory / "tokenizer.json",
+            ) from error
+
+
+def _json(text: bytes, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"cannot be read as JSON: {error}", where=name) from error
+    if not isinstance(found, dict):
+        raise ConfigError("must hold a JSON object", where=name)
+    return found
+
+
+def _whole_prompts(text: bytes, where: Path) -> tuple[bytes, list[str]]:
+    """tokenizer.json without truncation and padding; refuses tokens that are listed twice."""
+    found = _json(text, str(where))
+    seen: set[str] = set()
+    for token in found.get("added_tokens") or []:
+        if token["content"] in seen:
+            raise ConfigError(
+                "added_tokens lists a token twice, which makes the tokenizer read text wrongly",
+                where=where,
+                found=repr(token["content"]),
+                todo="Remove the wrong entry from added_tokens",
+            )
+        seen.add(token["content"])
+    cut = [key for key in ("truncation", "padding") if found.get(key)]
+    if not cut:
+        return text, []
+    whole = {**found, **dict.fromkeys(cut)}
+    note = f"{' and '.join(cut)} taken out of tokenizer.json: it would have changed prompts"
+    return json.dumps(whole, indent=2, ensure_ascii=False).encode(), [note]
+
+
+def _has_slow_tokenizer(directory: Path, contents: Mapping[str, bytes]) -> bool:
+    pair = {"vocab.json", "merges.txt"} <= contents.keys()
+    return "tokenizer.model" in contents or pair or any(directory.glob("*.tiktoken"))
+
+
+def _converted(directory: Path) -> bytes:
+    """tokenizer.json of a checkpoint that has only a slow tokenizer."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise MissingDependency(
+            "transformers",
+            f"{directory}: making tokenizer.json from a slow tokenizer",
+            "pip install transformers sentencepiece protobuf tiktoken",
+        ) from None
+    try:
+        text: str = AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str()
+    except Exception as error:  # whatever the tokenizer's own code raises
+        raise ConfigError(
+            f"transformers cannot make tokenizer.json from the slow tokenizer: {error}",
+            where=directory,
+            todo="Install sentencepiece, protobuf and tiktoken, or take tokenizer.json from "
+            "another copy of the model",
+        ) from error
+    return text.encode()
