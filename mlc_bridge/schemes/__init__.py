@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from mlc_bridge.registry import Table, table
-from mlc_bridge.schemes import autoawq, dense
+from mlc_bridge.schemes import autoawq, dense, fp8, fp8_block
 from mlc_bridge.schemes.scheme import Role, Scheme, Spec
 
 __all__ = ["SCHEMES", "Role", "Scheme", "Spec"]
 
-SCHEMES: Table[Scheme] = table("schemes", dense.Q0F16, dense.Q0BF16, dense.Q0F32, *autoawq.ROWS)
+SCHEMES: Table[Scheme] = table(
+    "schemes",
+    *(dense.Q0F16, dense.Q0BF16, dense.Q0F32),
+    *autoawq.ROWS,
+    *fp8.ROWS,
+    *fp8_block.ROWS,
+)
