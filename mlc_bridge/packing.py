@@ -5,15 +5,15 @@ columns) lie in words. ``axis`` names the logical axis whose neighbours share a 
 says that the word array is stored ``[k, n]``-major, and position ``i`` of a word (counted from its
 least significant bits) holds element ``per_word * c + order[i]`` of the packed axis.
 
-=============  ====  ======  ==========  =========================  ==================================
-name           bits  packed  word array  order in a word            origin
-=============  ====  ======  ==========  =========================  ==================================
-AWQ            4     n       [k, n/8]    0 2 4 6 1 3 5 7            AutoAWQ GEMM, MLC q4f16_autoawq
-GPTQ4          4     k       [k/8, n]    natural                    AutoGPTQ / GPTQModel ``qweight``
-GPTQ4_ZEROS    4     n       [k, n/8]    natural                    AutoGPTQ / GPTQModel ``qzeros``
-NK4            4     k       [n, k/8]    natural                    AutoAWQ GEMV, compressed-tensors
-PLAIN          8     -       [n, k]      one code a word            int8 and float8 weights
-=============  ====  ======  ==========  =========================  ==================================
+===========  ====  ======  ==========  ================  =====================================
+name         bits  packed  word array  order in a word   origin
+===========  ====  ======  ==========  ================  =====================================
+AWQ          4     n       [k, n/8]    0 2 4 6 1 3 5 7   AutoAWQ GEMM, MLC q4f16_autoawq
+GPTQ4        4     k       [k/8, n]    natural           AutoGPTQ / GPTQModel ``qweight``
+GPTQ4_ZEROS  4     n       [k, n/8]    natural           AutoGPTQ / GPTQModel ``qzeros``
+NK4          4     k       [n, k/8]    natural           AutoAWQ GEMV, compressed-tensors
+PLAIN        8     -       [n, k]      one code a word   int8 and float8 weights
+===========  ====  ======  ==========  ================  =====================================
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Packing:
     def word_axis(self) -> int:
         """Axis of the word array along which codes are packed."""
         return int((self.axis == "k") != self.transposed)
+
+    @property
+    def ones(self) -> int:
+        """The word whose every code is 1: adding it adds 1 to each code (until one overflows)."""
+        return sum(1 << (i * self.bits) for i in range(self.per_word))
 
     def words_shape(self, n: int, k: int) -> tuple[int, int]:
         """Shape of the word array that holds ``[n, k]`` codes."""
@@ -116,9 +121,16 @@ def pack(codes: Array, packing: Packing) -> PackedArray:
     dtype = np.dtype(f"uint{packing.word_bits}")
     words = np.zeros((rows, cols), dtype)
     for i, j in enumerate(packing.order):
-        part = major[:, j :: packing.per_word] if packing.word_axis else major[j :: packing.per_word]
-        words[: part.shape[0], : part.shape[1]] |= part.astype(dtype) << dtype.type(i * packing.bits)
+        every = slice(j, None, packing.per_word)
+        part = (major[:, every] if packing.word_axis else major[every]).astype(dtype)
+        words[: part.shape[0], : part.shape[1]] |= part << dtype.type(i * packing.bits)
     return PackedArray(words, packing, (n, k))
+
+
+def from_signed(values: Array) -> PackedArray:
+    """Signed 8-bit ``[n, k]`` as unsigned codes, 128 higher; the zero of such a code is 128."""
+    n, k = values.shape
+    return PackedArray(values.view(np.uint8) ^ np.uint8(0x80), PLAIN, (n, k))
 
 
 def repack(array: PackedArray, packing: Packing) -> PackedArray:

@@ -3,9 +3,9 @@
     W[n, k] = (code[n, k] - zero[n // bn, k // bk]) * scale[n // bn, k // bk]
 
 Codes are unsigned integers or float8 values; zeros are in code units, with no format's offset left
-in them; ``block = (bn, bk)`` is ``(n, k)`` per tensor, ``(1, k)`` per channel, ``(1, g)`` per group,
-``(128, 128)`` per block. Codes and zeros stay in the packing of the file they came from, so a source
-whose packing equals the scheme's passes its words through without unpacking.
+in them; ``block = (bn, bk)`` is ``(n, k)`` per tensor, ``(1, k)`` per channel, ``(1, g)`` per
+group, ``(128, 128)`` per block. Codes and zeros stay in the packing of the file they came from, so
+a source whose packing equals the scheme's passes its words through without unpacking.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from mlc_bridge.packing import Array, PackedArray, Packing, pack
 class QTensor:
     """One layer's weight ``[n, k]``; see the module docstring for the equation.
 
-    ``scale`` is ``[ceil(n/bn), ceil(k/bk)]`` in the file's dtype; ``zero`` has the same logical shape
-    or is None (zero 0, float8); ``perm`` gives the input column of each stored column (activation
-    order) or is None; ``input_scale`` is the static activation scale (float32 scalar array) or None.
+    ``scale`` is ``[ceil(n/bn), ceil(k/bk)]`` in the file's dtype; ``zero`` has the same logical
+    shape or is None (zero 0, float8); ``perm`` gives the input column of each stored column
+    (activation order) or is None; ``input_scale`` is the static activation scale (float32, shape
+    ``[]``) or None.
     """
 
     codes: PackedArray
@@ -105,6 +106,27 @@ def constant_zero(value: int, grid: tuple[int, int], packing: Packing) -> Packed
     return pack(np.full(grid, value, np.uint8), packing)
 
 
+def group_order(g_idx: Array, group: int) -> Array | None:
+    """Activation order from the group of each input column: the columns, group by group.
+
+    None when the columns already lie group by group. Raises ValueError when the groups are not of
+    ``group`` columns each (the last one may be smaller).
+    """
+    k = len(g_idx)
+    in_order = np.arange(k) // group
+    if np.array_equal(g_idx, in_order):
+        return None
+    perm = np.argsort(g_idx, kind="stable")
+    if not np.array_equal(np.asarray(g_idx)[perm], in_order):
+        raise ValueError(f"the groups of g_idx do not have {group} columns each")
+    return perm
+
+
+def reorder(codes: PackedArray, perm: Array | None) -> PackedArray:
+    """``codes`` with stored column ``j`` taken from input column ``perm[j]``."""
+    return codes if perm is None else pack(codes.unpack()[:, perm], codes.packing)
+
+
 def _rowwise(q: QTensor) -> QTensor:
     """Blocks one row high, so that layers of different n (or cut blocks) can be stacked."""
     n, bn = q.shape[0], q.block[0]
@@ -131,7 +153,7 @@ def _stack(parts: Sequence[PackedArray]) -> PackedArray:
 
 
 def _stack_scale(scales: Sequence[Array]) -> Array:
-    """Joined along n, kept in the memory order of the parts (AutoAWQ stores scales ``[k/g, n]``)."""
+    """Joined along n, in the memory order of the parts (AutoAWQ stores scales ``[k/g, n]``)."""
     if all(s.T.flags.c_contiguous for s in scales):
         return np.concatenate([s.T for s in scales], axis=1).T
     return np.concatenate(scales)
