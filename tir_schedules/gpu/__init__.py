@@ -1,0 +1,7 @@
+"""Schedules for GPUs, first match wins; TVM's own rules follow them."""
+
+from __future__ import annotations
+
+from ..rule import Rule
+
+RULES: tuple[Rule, ...] = ()

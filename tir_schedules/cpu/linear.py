@@ -1,0 +1,40 @@
+"""The rule for linear layers on CPUs: recognise the weight layout, pick the kernel."""
+
+from __future__ import annotations
+
+from tvm import s_tir, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
+from tvm.tirx.script.builder import ir as T
+
+from ..contraction import Contraction, find
+from . import simd
+from .awq import AwqWeight
+from .dense import DenseWeight
+from .gemm import Tiles, emit_gemm
+
+LAYOUTS = (AwqWeight, DenseWeight)
+
+
+class Linear:
+    """`out[r, n] = finish(sum_k x[r, k] * W[n, k])` for every weight layout in `LAYOUTS`."""
+
+    def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> s_tir.Schedule | None:
+        """Return the layer with a new body, or `None` when `func` is no linear layer."""
+        contraction = find(func)
+        if contraction is None:
+            return None
+        for layout in LAYOUTS:
+            weight = layout.match(contraction)
+            if weight is not None:
+                return s_tir.Schedule(func.with_body(_body(contraction, weight, target)))
+        return None
+
+
+def _body(c: Contraction, weight: AwqWeight | DenseWeight, target: Target) -> tirx.Stmt:
+    lanes = simd.float_lanes(target)
+    with IRBuilder() as builder, T.sblock("root"):
+        T.reads([])
+        T.writes([])
+        emit_gemm(c, weight, Tiles.choose(c, weight.k_step, lanes))
+    return builder.get()
