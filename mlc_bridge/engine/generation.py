@@ -1,0 +1,113 @@
+"""One answer as it grows: logits in, pieces of text out.
+
+Runs on the engine's thread (``next_token``); what it finds goes to the caller's thread through a
+queue. A stop token or stop string ends the answer with ``stop`` and is not shown; ``max_tokens`` or
+a full context window ends it with ``length``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Literal, Protocol
+
+from mlc_bridge.engine.sampler import Sampler, Sampling, TokenLogprobs
+from mlc_bridge.engine.text_stream import TextStream
+from mlc_bridge.engine.tokenizer import Tokenizer
+from mlc_bridge.packing import Array
+
+FinishReason = Literal["stop", "length"]
+
+
+class Grammar(Protocol):
+    """Which tokens may come next."""
+
+    def mask(self) -> Array | None:
+        """True for allowed token ids ``[vocab]``; None when all are."""
+        ...
+
+    def accept(self, token: int) -> bool:
+        """Take the token; True when the answer is complete with it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request asks of one answer."""
+
+    sampling: Sampling
+    max_tokens: int
+    stop_strings: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+
+
+@dataclass
+class Delta:
+    """What came since the last one: text, shown tokens with their log probabilities, and the end.
+
+    ``generated`` counts the tokens that were drawn, a stop token included.
+    """
+
+    index: int
+    text: str = ""
+    generated: int = 0
+    logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: BaseException | None = None
+
+
+class Generation:
+    """An ``Answer`` of the scheduler. ``streaming`` sends every piece, else one at the end."""
+
+    def __init__(
+        self,
+        index: int,
+        wish: Wish,
+        seed: int | None,
+        tokenizer: Tokenizer,
+        out: SimpleQueue[Delta],
+        *,
+        streaming: bool,
+        grammar: Grammar | None = None,
+    ) -> None:
+        self.index, self.cancelled = index, False
+        self.out, self._wish, self._streaming, self._grammar = out, wish, streaming, grammar
+        self._sampler = Sampler(wish.sampling, seed)
+        self._text = TextStream(tokenizer, wish.stop_strings)
+        self._count = 0
+        self._delta = Delta(index)
+
+    def next_token(self, logits: Array) -> int | None:
+        """Draw, show and check for the end; see ``scheduler.Answer``."""
+        if self.cancelled:
+            return None
+        mask = None if self._grammar is None else self._grammar.mask()
+        token, logprobs = self._sampler.next(logits, mask)
+        self._count += 1
+        self._delta.generated += 1
+        if logprobs is not None and token not in self._wish.stop_tokens:
+            self._delta.logprobs.append((token, logprobs))
+        self._delta.finish_reason = reason = self._take(token)
+        if reason is not None and not self._text.stopped:
+            self._delta.text += self._text.finish()
+        if reason is not None or self._streaming:
+            self._send()
+        return token if reason is None else None
+
+    def fail(self, error: BaseException) -> None:
+        """End the answer with an error."""
+        self._delta.error = error
+        self._send()
+
+    def _take(self, token: int) -> FinishReason | None:
+        if token in self._wish.stop_tokens:
+            return "stop"
+        complete = self._grammar is not None and self._grammar.accept(token)
+        self._delta.text += self._text.push(token)
+        if self._text.stopped or complete:
+            return "stop"
+        return "length" if self._count >= self._wish.max_tokens else None
+
+    def _send(self) -> None:
+        self.out.put(self._delta)
+        self._delta = Delta(self.index)

@@ -1,0 +1,166 @@
+"""Opening a compiled lib and refusing, by name, whatever would hang or crash an engine later.
+
+A lib is a shared object with a Relax executable. ``_metadata() -> str`` is JSON: model type,
+limits, parameters in the order of the packed tuple. Compiled functions are called without further
+checks, so a missing one is a null call and a wrong parameter dies inside a kernel: everything is
+compared here first.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlc_bridge.artifact.manifest import check_lib
+from mlc_bridge.errors import ArtifactError
+
+REQUIRED_FUNCTIONS = {  # name -> number of arguments
+    "embed": 2,
+    "prefill": 3,
+    "decode": 3,
+    "batch_prefill": 4,
+    "batch_decode": 3,
+    "create_tir_paged_kv_cache": 5,
+}
+REQUIRED_KEYS = (
+    "model_type", "quantization", "context_window_size", "prefill_chunk_size", "max_batch_size",
+    "tensor_parallel_shards", "params", "kv_cache",
+)  # fmt: skip
+RECOMPILE = "Compile the model again"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded lib: the virtual machine on ``device`` and the lib's ``_metadata``."""
+
+    path: Path
+    vm: Any
+    metadata: dict[str, Any]
+    device: Any
+
+
+def find_library(model_dir: Path, model_lib: str | Path | None) -> Path:
+    """``model_lib``, or ``lib.so`` of the model directory, or the only shared object there."""
+    if model_lib is not None:
+        path = Path(model_lib).expanduser()
+        if not path.is_file():
+            raise ArtifactError(
+                "no such model lib", where=path, todo="Run mlc-bridge compile first"
+            )
+        return path
+    if (model_dir / "lib.so").is_file():
+        return model_dir / "lib.so"
+    found = sorted(model_dir.glob("*.so"))
+    if len(found) == 1:
+        return found[0]
+    raise ArtifactError(
+        "which compiled lib?" if found else "no compiled lib",
+        where=model_dir,
+        found=", ".join(p.name for p in found) or "no .so file",
+        expected="lib.so",
+        todo="Name one as model_lib" if found else "Run mlc-bridge compile first",
+    )
+
+
+def open_library(path: Path, model_dir: Path, device: str) -> Library:
+    """Load ``path`` for the weights in ``model_dir``; raises ArtifactError for whatever does not
+    fit.
+    """
+    import tvm
+    from tvm import relax
+
+    _check_elf(path)
+    try:
+        module = tvm.runtime.load_module(str(path))
+        executable = module["vm_load_executable"]()
+    except (AttributeError, RuntimeError, ValueError) as problem:
+        raise ArtifactError(
+            "not a lib that tvm can load", where=path, found=_first_line(problem), todo=RECOMPILE
+        ) from problem
+    metadata = _metadata(path, executable)
+    target = _device(device, module, path)
+    _check_functions(path, executable)
+    check_lib(metadata, model_dir)
+    return Library(path, relax.VirtualMachine(module, target), metadata, target)
+
+
+def _check_elf(path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"\x7fELF":
+        raise ArtifactError("not a shared library", where=path, found=repr(magic), todo=RECOMPILE)
+
+
+def _metadata(path: Path, executable: Any) -> dict[str, Any]:
+
+    if not executable.implements_function("_metadata"):
+        raise ArtifactError("the lib has no function _metadata", where=path, todo=RECOMPILE)
+    try:
+        metadata = json.loads(str(executable["_metadata"]()))
+    except ValueError as problem:
+        raise ArtifactError("_metadata is not JSON", where=path, found=str(problem)) from None
+    missing = [key for key in REQUIRED_KEYS if key not in metadata]
+    if missing:
+        raise ArtifactError("_metadata is incomplete", where=path, found=f"no {', '.join(missing)}")
+    if metadata["tensor_parallel_shards"] != 1:
+        raise ArtifactError(
+            "this engine runs models of one shard",
+            where=path,
+            found=f"tensor_parallel_shards {metadata['tensor_parallel_shards']}",
+            todo="Compile without tensor parallelism",
+        )
+    return dict(metadata)
+
+
+def _check_functions(path: Path, executable: Any) -> None:
+    for name, arity in REQUIRED_FUNCTIONS.items():
+        if not executable.implements_function(name):
+            raise ArtifactError(
+                "the lib lacks a function", where=path, found=f"no {name}", todo=RECOMPILE
+            )
+        found = int(executable["get_function_arity"](name))
+        if found != arity:
+            raise ArtifactError(
+                f"{name} of this lib has another signature",
+                where=path,
+                found=f"{found} arguments",
+                expected=arity,
+                todo=RECOMPILE,
+            )
+
+
+def _device(wanted: str, module: Any, path: Path) -> Any:
+    """``auto`` is the GPU that the lib holds code for, else the CPU; also checks a named one."""
+    import tvm
+
+    kinds = {imported.kind for imported in _all_imports(module)}
+    gpu = next((k for k in ("cuda", "rocm", "vulkan", "metal", "opencl") if k in kinds), None)
+    name = (gpu or "cpu") if wanted == "auto" else wanted
+    try:
+        device = tvm.device(name)
+    except (ValueError, RuntimeError) as problem:
+        raise ArtifactError("unknown device", found=wanted, expected="auto, cpu, cuda") from problem
+    if name.split(":")[0] != (gpu or "cpu"):
+        raise ArtifactError(
+            f"the lib was compiled for {gpu or 'cpu'}",
+            where=path,
+            found=f"device {wanted}",
+            todo=RECOMPILE,
+        )
+    if not device.exist:
+        raise ArtifactError("the lib needs a device that is not here", where=path, found=name)
+    return device
+
+
+def _all_imports(module: Any) -> list[Any]:
+    found = []
+    for child in module.imports:
+        found += [child, *_all_imports(child)]
+    return found
+
+
+def _first_line(problem: BaseException) -> str:
+    text = str(problem).strip()
+    return text.splitlines()[-1] if text else type(problem).__name__

@@ -1,0 +1,251 @@
+"""A model in memory: compiled lib, weights and the paged KV cache, as two calls that give logits.
+
+``prefill`` appends runs of tokens to sequences, ``decode`` one token to each. Both go the way of
+every MLC lib: ``embed`` the ids, tell the cache which sequence grows by how much
+(``begin_forward``), run the function, ``end_forward``. Logits come back as float32 ``[sequences,
+vocab]``, each row for the last token of one sequence.
+
+All calls must come from one thread, the one that called ``threads.start_pool`` (see there).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.engine.library import Library, find_library, open_library
+from mlc_bridge.engine.parameters import load_parameters
+from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.packing import Array
+
+PAGE = 16  # tokens in one page of the KV cache; compiled kernels know no other size
+Mode = Literal["local", "interactive", "server"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits a user may set; None leaves each to the mode. Lengths are in tokens."""
+
+    max_num_sequence: int | None = None
+    max_total_sequence_length: int | None = None
+    context_window_size: int | None = None
+    prefill_chunk_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine runs with: window of one sequence, tokens of one prefill step, sequences at
+    once, tokens of all sequences together; ``sliding_window`` is -1 without one."""
+
+    context_window: int
+    prefill_chunk: int
+    max_batch: int
+    total: int
+    sliding_window: int = -1
+    attention_sink: int = 0
+
+
+class Runtime:
+    """See the module docstring."""
+
+    def __init__(
+        self, library: Library, params: list[Any], limits: Limits, vocab_size: int, model_dir: Path
+    ) -> None:
+        import tvm
+        import tvm_ffi
+
+        self.library, self.limits = library, limits
+        self.vocab_size, self.model_dir = vocab_size, model_dir
+        self._params = tvm_ffi.convert(params)
+        self._shape = tvm_ffi.Shape
+        self._empty = tvm.runtime.empty
+        vm = library.vm
+        self._embed, self._prefill, self._decode = vm["embed"], vm["prefill"], vm["decode"]
+        self._batch_prefill, self._batch_decode = vm["batch_prefill"], vm["batch_decode"]
+        state = "vm.builtin.kv_state_"
+        self._add, self._remove, self._fork, self._popn, self._begin, self._end, self._clear = (
+            tvm.get_global_func(state + name)
+            for name in ("add_sequence", "remove_sequence", "fork_sequence", "popn",
+                         "begin_forward", "end_forward", "clear")
+        )  # fmt: skip
+        cache = "vm.builtin.attention_kv_cache_"
+        self._pages = tvm.get_global_func(cache + "get_num_available_pages")
+        self._slide = tvm.get_global_func(cache + "enable_sliding_window_for_seq")
+        self._kv = self._create_cache()
+
+    @classmethod
+    def open(
+        cls,
+        model_dir: str | Path,
+        model_lib: str | Path | None = None,
+        *,
+        device: str = "auto",
+        mode: Mode = "local",
+        config: EngineConfig | None = None,
+    ) -> Runtime:
+        """Check everything, then load. Raises ArtifactError or ConfigError naming what does not
+        fit.
+        """
+        directory = Path(model_dir).expanduser()
+        if not directory.is_dir():
+            raise ArtifactError("no such model directory", where=directory)
+        chat = ChatConfig.load(directory)
+        library = open_library(find_library(directory, model_lib), directory, device)
+        vocab_size = _vocab_size(chat, directory)
+        limits = plan_limits(library.metadata, chat, mode, config or EngineConfig())
+        params = load_parameters(directory, library.metadata["params"], library.device)
+        return cls(library, params, limits, vocab_size, directory)
+
+    def add(self, sequence: int) -> None:
+        """A new, empty sequence."""
+        self._add(self._kv, sequence)
+        self._enable_sliding(sequence)
+
+    def fork(self, parent: int, child: int) -> None:
+        """A new sequence with the past of ``parent``; pages are shared."""
+        self._fork(self._kv, parent, child, -1)
+        self._enable_sliding(child)
+
+    def remove(self, sequence: int) -> None:
+        self._remove(self._kv, sequence)
+
+    def pop(self, sequence: int, count: int) -> None:
+        """Forget the last ``count`` tokens of a sequence."""
+        self._popn(self._kv, sequence, count)
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        self._clear(self._kv)
+
+    @property
+    def free_pages(self) -> int:
+        return int(self._pages(self._kv))
+
+    def prefill(self, sequences: Sequence[int], runs: Sequence[Sequence[int]]) -> Array:
+        """Append ``runs[i]`` (at least one token) to ``sequences[i]``; logits ``[len(runs),
+        vocab]``.
+        """
+        lengths = [len(run) for run in runs]
+        total = sum(lengths)
+        ids = np.fromiter((token for run in runs for token in run), np.int32, total)
+        hidden = self._embedded(ids, (1, total))
+        self._begin(self._kv, self._shape(sequences), self._shape(lengths))
+        if len(runs) == 1:
+            out = self._prefill(hidden, self._kv, self._params)
+        else:
+            last = np.cumsum(lengths, dtype=np.int32) - 1
+            out = self._batch_prefill(hidden, self._tensor(last), self._kv, self._params)
+        self._end(self._kv)
+        return self._logits(out, len(runs))
+
+    def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Array:
+        """Append ``tokens[i]`` to ``sequences[i]``; logits ``[len(tokens), vocab]``."""
+        count = len(tokens)
+        hidden = self._embedded(np.array(tokens, np.int32), (count, 1))
+        self._begin(self._kv, self._shape(sequences), self._shape([1] * count))
+        function = self._decode if count == 1 else self._batch_decode
+        out = function(hidden, self._kv, self._params)
+        self._end(self._kv)
+        return self._logits(out, count)
+
+    def warm_up(self) -> None:
+        """One token through the model: finds a lib that cannot run, or another vocabulary, now."""
+        self.add(0)
+        found = self.prefill([0], [[0]]).shape[-1]
+        self.clear()
+        if found != self.vocab_size:
+            raise ArtifactError(
+                "the lib has another vocabulary than mlc-chat-config.json",
+                where=self.library.path,
+                found=found,
+                expected=self.vocab_size,
+            )
+
+    def _create_cache(self) -> Any:
+        limits = self.limits
+        sliding = int(limits.sliding_window > 0)
+        numbers = (limits.max_batch, limits.total, limits.prefill_chunk, PAGE, sliding)
+        create = self.library.vm["create_tir_paged_kv_cache"]
+        return create(*(self._shape([number]) for number in numbers))
+
+    def _enable_sliding(self, sequence: int) -> None:
+        if self.limits.sliding_window > 0:
+            window, sink = self.limits.sliding_window, self.limits.attention_sink
+            self._slide(self._kv, sequence, window, sink)
+
+    def _embedded(self, ids: Array, leading: tuple[int, int]) -> Any:
+        rows = self._embed(self._tensor(ids), self._params)
+        return rows._create_view((*leading, rows.shape[-1]))
+
+    def _tensor(self, array: Array) -> Any:
+        out = self._empty(array.shape, str(array.dtype), self.library.device)
+        out.copyfrom(array)
+        return out
+
+    def _logits(self, out: Any, count: int) -> Array:
+        logits = out[0]
+        on_host = logits.device.type == "cpu"
+        array = np.from_dlpack(logits) if on_host else logits.numpy()
+        return array.reshape(count, -1)
+
+
+def plan_limits(
+    metadata: dict[str, Any], chat: ChatConfig, mode: Mode, config: EngineConfig
+) -> Limits:
+    """The lib's limits, made smaller where the chat config, the mode or the user say so.
+
+    ``interactive`` serves one sequence; ``local`` four that share the larger of one window and 8192
+    tokens; ``server`` all that the lib allows, within half of the memory that is free.
+    """
+    sliding = int(metadata.get("sliding_window_size", -1))
+    window = _smallest(
+        metadata["context_window_size"], chat.context_window_size, config.context_window_size
+    )
+    if window is None and sliding <= 0:
+        raise ConfigError("the model has neither a context window nor a sliding window")
+    reach = window or sliding
+    batch = {"interactive": 1, "local": 4, "server": metadata["max_batch_size"]}[mode]
+    batch = _smallest(batch, metadata["max_batch_size"], config.max_num_sequence) or 1
+    chunk = _smallest(
+        metadata["prefill_chunk_size"], chat.prefill_chunk_size, config.prefill_chunk_size, reach
+    )
+    room = {
+        "interactive": reach,
+        "local": max(reach, min(batch * reach, 8192)),
+        "server": max(reach, min(batch * reach, _tokens_in_memory(metadata))),
+    }[mode]
+    total = config.max_total_sequence_length or room
+    if window is not None:
+        window = min(window, total)
+    sink = max(int(metadata.get("attention_sink_size", 0)), 0)
+    return Limits(window or sys.maxsize, chunk or 1, batch, total, sliding, sink)
+
+
+def _smallest(*values: int | None) -> int | None:
+    """The smallest of the limits that are set (MLC writes -1 for "no limit")."""
+    return min((int(v) for v in values if v is not None and v > 0), default=None)
+
+
+def _tokens_in_memory(metadata: dict[str, Any]) -> int:
+    cache = metadata["kv_cache"]
+    per_token = 4 * cache["head_dim"] * cache["num_key_value_heads"] * cache["num_hidden_layers"]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(free // 2 // max(per_token, 1))
+
+
+def _vocab_size(chat: ChatConfig, directory: Path) -> int:
+    inner = chat.arch_config.get("vocab_size", chat.vocab_size)
+    if inner != chat.vocab_size:
+        raise ConfigError(
+            "vocab_size differs between the two places of mlc-chat-config.json",
+            where=directory,
+            found=f"{chat.vocab_size} and {inner} in model_config",
+        )
+    return int(chat.vocab_size)

@@ -1,0 +1,96 @@
+"""Text to token ids, and token ids to bytes.
+
+Output is built from bytes, token by token: a table gives the bytes of each id, so that a character
+spread over several tokens is whole before it is shown, and stop strings are found wherever tokens
+cut them. Two encodings exist (``tokenizer_info.token_postproc_method``):
+
+byte_level     every byte is one of 256 printable characters (GPT-2); printable bytes stand for
+               themselves, the other 68 are numbered upwards from U+0100
+byte_fallback  SentencePiece: "▁" is a space, <0x1B> a single byte
+
+Added tokens are text as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlc_bridge.artifact.tokenizer_info import tokenizer_info
+from mlc_bridge.errors import ArtifactError
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Tokenizer:
+    """``tokenizer.json`` of a model directory, without truncation, padding or added specials."""
+
+    def __init__(self, model_dir: Path, info: dict[str, Any] | None = None) -> None:
+        from tokenizers import Tokenizer as Tokens
+
+        path = model_dir / "tokenizer.json"
+        if not path.is_file():
+            raise ArtifactError(
+                "no tokenizer.json",
+                where=model_dir,
+                todo="Write one with the save_pretrained of transformers' AutoTokenizer",
+            )
+        try:
+            self._tokens = Tokens.from_file(str(path))
+        except Exception as problem:  # the tokenizers library raises bare Exception
+            raise ArtifactError(
+                "cannot read the tokenizer", where=path, found=str(problem)
+            ) from None
+        self._tokens.no_truncation()
+        self._tokens.no_padding()
+        info = info or tokenizer_info(json.loads(path.read_text(encoding="utf-8")))
+        self.strips_first_space = bool(info.get("strip_space_in_decode"))
+        self._bytes = self._table(info["token_postproc_method"] == "byte_level")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``; special tokens written in it are recognised, none are added."""
+        return list(self._tokens.encode(text, add_special_tokens=False).ids)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for an id without text (padding of the
+        vocabulary).
+        """
+        return self._bytes[token] if token < len(self._bytes) else b""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of whole sequences; malformed UTF-8 becomes U+FFFD."""
+        data = b"".join(map(self.bytes_of, tokens))
+        text = data.decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.strips_first_space else text
+
+    @property
+    def vocabulary(self) -> list[bytes]:
+        """The bytes of every id."""
+        return self._bytes
+
+    def _table(self, byte_level: bool) -> list[bytes]:
+        added = {i: t.content for i, t in self._tokens.get_added_tokens_decoder().items()}
+        vocab = self._tokens.get_vocab(with_added_tokens=True)
+        table = [b""] * (max(vocab.values(), default=-1) + 1)
+        alphabet = byte_alphabet() if byte_level else {}
+        for piece, i in vocab.items():
+            if i in added:
+                table[i] = piece.encode()
+            elif byte_level:
+                table[i] = b"".join(alphabet.get(c, c.encode()) for c in piece)
+            elif match := _BYTE.fullmatch(piece):
+                table[i] = bytes([int(match[1], 16)])
+            else:
+                table[i] = piece.replace("▁", " ").encode()
+        return table
+
+
+def byte_alphabet() -> dict[str, bytes]:
+    """GPT-2's character for each of the 256 bytes."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    alphabet = {chr(b): bytes([b]) for b in printable}
+    return alphabet | {chr(256 + i): bytes([b]) for i, b in enumerate(others)}
