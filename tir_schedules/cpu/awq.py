@@ -66,7 +66,7 @@ class AwqWeight:
             with T.serial(0, tirx.IntImm(index, run)) as i:
                 code = self.codes(self.words, k0 + r * run + i, n, lanes)
                 value = (code - zero).astype(f"float32x{lanes}") * scale
-                    simd.store(panel, [r * run + i, part * lanes], value, lanes)
+                simd.store(panel, [r * run + i, part * lanes], value, lanes)
 
     def codes(self, words: ir.Var, row: ir.Expr, n: ir.Expr, lanes: int) -> ir.Expr:
         """Codes of channels n ... n + lanes - 1 as int32 lanes, in natural order."""
@@ -89,8 +89,7 @@ class AwqWeight:
         half = min(lanes, CODES)
         last = tirx.IntImm(str(n.ty), self.n - half)
         parts = [
-            simd.load(self.scales, [g, tirx.min(n + p, last)], half)
-            for p in range(0, lanes, half)
+            simd.load(self.scales, [g, tirx.min(n + p, last)], half) for p in range(0, lanes, half)
         ]
         joined = parts[0] if len(parts) == 1 else simd.shuffle(parts, range(lanes))
         return simd.widen(joined, lanes)
