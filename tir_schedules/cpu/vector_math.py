@@ -1,0 +1,114 @@
+"""What the vector unit of a CPU target holds, and transcendental functions that vectorize.
+
+LLVM turns ``exp``, ``exp2`` and ``tanh`` of a vector into one libm call per lane. Here they are
+polynomials of adds, multiplies and one integer shift, so a vector of lanes costs about a dozen
+instructions::
+
+    2**x = 2**n * 2**f,   n = floor(x + 1/2),   f = x - n in [-1/2, 1/2]
+
+``2**f`` is the degree-6 Chebyshev interpolant (relative error 1e-7 in float32 arithmetic), ``2**n``
+is built in the exponent bits. All functions take and return float32 expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.target import Target
+from tvm.target.codegen import target_has_features
+
+LOG2_E = 1.4426950408889634
+
+# Chebyshev interpolant of 2**f on [-1/2, 1/2], lowest power first.
+_EXP2 = (
+    1.0,
+    0.6931471824645996,
+    0.24022650718688965,
+    0.05550327152013779,
+    0.009618056938052177,
+    0.0013400427997112274,
+    0.00015461444854736328,
+)
+
+
+@dataclass(frozen=True)
+class Simd:
+    """float32 lanes of a vector register, and the register tile of a matrix micro-kernel.
+
+    The tile is ``rows x (vectors * lanes)`` accumulators; with the operands it fills the
+    register file (32 vectors for AVX-512, 16 below).
+    """
+
+    lanes: int
+    rows: int
+    vectors: int
+
+    @property
+    def width(self) -> int:
+        """Columns of the register tile."""
+        return self.vectors * self.lanes
+
+
+def simd(target: Target | None) -> Simd:
+    """The vector shape of ``target`` (an ``llvm`` target; None means 128-bit vectors)."""
+    if target is not None and target_has_features("avx512f", target):
+        return Simd(lanes=16, rows=8, vectors=3)
+    if target is not None and target_has_features("avx2", target):
+        return Simd(lanes=8, rows=4, vectors=3)
+    return Simd(lanes=4, rows=4, vectors=3)
+
+
+def _bind(name: str, value: tvm.ir.Expr, body: Callable[[tirx.Var], tvm.ir.Expr]) -> tvm.ir.Expr:
+    """``let name = value in body(name)``: the value is written once, however often it is used."""
+    var = tirx.Var(name, "float32")
+    return tirx.Let(var, value, body(var))
+
+
+def exp2(x: tvm.ir.Expr) -> tvm.ir.Expr:
+    """``2**x`` for float32 ``x``: exactly 0 at -127 and below, inf at 127.5 and above."""
+    clamped = T.min(T.max(x, T.float32(-127.0)), T.float32(127.5))
+    return _bind(
+        "x",
+        clamped,
+        lambda x: _bind("n", T.floor(x + T.float32(0.5)), lambda n: _power(x, n)),
+    )
+
+
+def _power(x: tirx.Var, n: tirx.Var) -> tvm.ir.Expr:
+    poly = T.float32(_EXP2[-1])
+    for c in _EXP2[-2::-1]:
+        poly = poly * (x - n) + T.float32(c)
+    bits = (T.Cast("int32", n) + T.int32(127)) << T.int32(23)
+    return poly * T.reinterpret("float32", bits)
+
+
+def exp(x: tvm.ir.Expr) -> tvm.ir.Expr:
+    """``e**x`` for float32 ``x``."""
+    return exp2(x * T.float32(LOG2_E))
+
+
+def sigmoid(x: tvm.ir.Expr) -> tvm.ir.Expr:
+    """``1 / (1 + e**-x)`` for float32 ``x``."""
+    return T.float32(1) / (T.float32(1) + exp2(x * T.float32(-LOG2_E)))
+
+
+def tanh(x: tvm.ir.Expr) -> tvm.ir.Expr:
+    """``tanh x = 1 - 2 / (e**2x + 1)`` for float32 ``x`` (absolute error 1e-7)."""
+    return T.float32(1) - T.float32(2) / (exp2(x * T.float32(2 * LOG2_E)) + T.float32(1))
+
+
+def fold(vector: tvm.ir.Expr, lanes: int, op: Callable[..., tvm.ir.Expr]) -> tvm.ir.Expr:
+    """Reduce a float32 vector of ``lanes`` to a scalar by halves (``op``: add or max)."""
+    if lanes == 1:
+        return vector
+    var = tirx.Var("v", f"float32x{lanes}")
+    if lanes == 2:
+        body = op(tirx.Shuffle([var], [0]), tirx.Shuffle([var], [1]))
+    else:
+        half = f"float32x{lanes // 2}"
+        body = fold(op(T.vectorlow(half, var), T.vectorhigh(half, var)), lanes // 2, op)
+    return tirx.Let(var, vector, body)
