@@ -43,13 +43,18 @@ def parameters(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ())
     The converter and the graph both ask here, so that weights and lib agree by construction.
     """
     plain = Spec((weight.n, weight.k) if weight.k else (weight.n,), scheme.model_dtype)
-    if weight.role == "norm":
-        return {"weight": plain}
-    quantized = scheme.quantizes(weight.role) and weight.path not in float_layers
+    quantized = is_quantized(weight, scheme, float_layers)
     params = dict(scheme.params(weight.n, weight.k)) if quantized else {"weight": plain}
     if weight.bias:
         params["bias"] = Spec((weight.n,), scheme.model_dtype)
     return params
+
+
+def is_quantized(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> bool:
+    """Whether ``weight`` is stored by the scheme rather than in the model dtype."""
+    if weight.role == "norm" or weight.path in float_layers:
+        return False
+    return scheme.quantizes(weight.role)
 
 
 class ModelConfig(Protocol):

@@ -1,0 +1,148 @@
+"""Functions between the logits and the sampler, under the names that MLC's engine looks up.
+
+    softmax_with_temperature  logits f32 [b, 1, v], temperature f32 [b] -> probabilities [b, 1, v]
+    apply_logit_bias_inplace  logits [b, v], position -> sequence [t], token [t], bias [t]
+    apply_penalty_inplace     logits [b, v], sequences [s], position -> index [t], token [t],
+                              count [t], penalties [s, 3] = presence, frequency, repetition
+    apply_bitmask_inplace     logits [b, v], sequences [s], bits int32 [b, ceil(v / 32)]
+
+At temperature 0 the probability is one on the largest logit, shared evenly between equals. Tokens
+from ``active`` on are padding of the vocabulary and get probability 0.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax, s_tir, te, tirx
+from tvm.script import tirx as T
+from tvm.target import Target
+
+GREEDY = 1e-5
+GPU_THREADS = 256
+
+
+def attach_softmax(mod: tvm.IRModule, active: int | None) -> tvm.IRModule:
+    batch, vocab = tirx.Var("batch_size", "int64"), tirx.Var("vocab_size", "int64")
+    logits = relax.Var("logits", relax.TensorType([batch, 1, vocab], "float32"))
+    temperature = relax.Var("temperature", relax.TensorType([batch], "float32"))
+    builder = relax.BlockBuilder(mod)
+    with builder.function("softmax_with_temperature", [logits, temperature]):
+        with builder.dataflow():
+            out = builder.emit_te(
+                lambda a, t: _softmax(a, t, active),
+                logits,
+                temperature,
+                primfunc_name_hint="softmax",
+            )
+            out = builder.emit_output(out)
+        builder.emit_func_output(out)
+    return builder.finalize()
+
+
+def _softmax(logits: te.Tensor, temperature: te.Tensor, active: int | None) -> te.Tensor:
+    batch, _, vocab = logits.shape
+    lowest = tirx.min_value("float32")
+    known = vocab if active is None else active
+
+    def scaled(b: tirx.Var, v: tirx.Expr) -> tirx.Expr:
+        t = temperature[b]
+        value = logits[b, 0, v] / tirx.if_then_else(t > GREEDY, t, tirx.const(1.0, "float32"))
+        return value if active is None else tirx.Select(v < known, value, lowest)
+
+    k = te.reduce_axis((0, vocab), name="k")
+    largest = te.compute((batch,), lambda b: te.max(scaled(b, k), axis=k), name="largest")
+
+    def weight(b: tirx.Var, v: tirx.Expr) -> tirx.Expr:
+        z = scaled(b, v)
+        even = tirx.Select(z == largest[b], tirx.const(1.0, "float32"), tirx.const(0.0, "float32"))
+        return tirx.Select(temperature[b] > GREEDY, tirx.exp(z - largest[b]), even)
+
+    j = te.reduce_axis((0, vocab), name="j")
+    total = te.compute((batch,), lambda b: te.sum(weight(b, j), axis=j), name="total")
+    return te.compute(
+        (batch, 1, vocab), lambda b, _, v: weight(b, v) / total[b], name="probability"
+    )
+
+
+@T.prim_func(s_tir=True)
+def logit_bias(
+    var_logits: T.handle, var_sequence: T.handle, var_token: T.handle, var_bias: T.handle
+) -> None:
+    T.func_attr({"global_symbol": "apply_logit_bias_inplace", "tirx.noalias": True})
+    batch, vocab, tokens = T.int32(), T.int32(), T.int32()
+    logits = T.match_buffer(var_logits, (batch, vocab), "float32")
+    sequence = T.match_buffer(var_sequence, (tokens,), "int32")
+    token = T.match_buffer(var_token, (tokens,), "int32")
+    bias = T.match_buffer(var_bias, (tokens,), "float32")
+    for i in range(tokens):
+        with T.sblock("update"):
+            at = T.axis.spatial(tokens, i)
+            logits[sequence[at], token[at]] = logits[sequence[at], token[at]] + bias[at]
+
+
+@T.prim_func(s_tir=True)
+def penalty(
+    var_logits: T.handle,
+    var_sequence: T.handle,
+    var_index: T.handle,
+    var_token: T.handle,
+    var_count: T.handle,
+    var_penalties: T.handle,
+) -> None:
+    T.func_attr({"global_symbol": "apply_penalty_inplace", "tirx.noalias": True})
+    batch, vocab, tokens, sequences = T.int32(), T.int32(), T.int32(), T.int32()
+    logits = T.match_buffer(var_logits, (batch, vocab), "float32")
+    sequence = T.match_buffer(var_sequence, (sequences,), "int32")
+    index = T.match_buffer(var_index, (tokens,), "int32")
+    token = T.match_buffer(var_token, (tokens,), "int32")
+    count = T.match_buffer(var_count, (tokens,), "int32")
+    penalties = T.match_buffer(var_penalties, (sequences, 3), "float32")
+    for i in range(tokens):
+        with T.sblock("update"):
+            at = T.axis.spatial(tokens, i)
+            row = T.meta_var(sequence[index[at]])
+            left = T.meta_var(
+                logits[row, token[at]]
+                - penalties[index[at], 0]
+                - T.Cast("float32", count[at]) * penalties[index[at], 1]
+            )
+            # Repetition moves a logit away from zero's positive side, whatever its sign.
+            logits[row, token[at]] = T.if_then_else(
+                left < T.float32(0), left * penalties[index[at], 2], left / penalties[index[at], 2]
+            )
+
+
+@T.prim_func(s_tir=True)
+def bitmask(var_logits: T.handle, var_sequence: T.handle, var_bits: T.handle) -> None:
+    T.func_attr({"global_symbol": "apply_bitmask_inplace", "tirx.noalias": True})
+    batch, vocab, sequences = T.int32(), T.int32(), T.int32()
+    logits = T.match_buffer(var_logits, (batch, vocab), "float32")
+    sequence = T.match_buffer(var_sequence, (sequences,), "int32")
+    bits = T.match_buffer(var_bits, (batch, (vocab + 31) // 32), "int32")
+    for s, v in T.grid(sequences, vocab):
+        with T.sblock("update"):
+            at, word = T.axis.remap("SS", [s, v])
+            row = T.meta_var(sequence[at])
+            logits[row, word] = T.if_then_else(
+                (bits[row, word // 32] >> (word % 32)) & 1 == 1,
+                logits[row, word],
+                T.min_value("float32"),
+            )
+
+
+def attach_logit_processors(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    mod = mod.clone()
+    for func in (logit_bias, penalty, bitmask):
+        ready = func if target.kind.name == "llvm" else _spread(func)
+        mod[str(func.attrs["global_symbol"])] = ready.with_attr("tirx.is_scheduled", True)
+    return mod
+
+
+def _spread(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """One GPU thread per update."""
+    schedule = s_tir.Schedule(func)
+    loops = schedule.get_loops(schedule.get_sblock("update"))
+    grid, block = schedule.split(schedule.fuse(*loops), [None, GPU_THREADS])
+    schedule.bind(grid, "blockIdx.x")
+    schedule.bind(block, "threadIdx.x")
+    return schedule.mod["main"].with_attr("global_symbol", str(func.attrs["global_symbol"]))

@@ -1,0 +1,142 @@
+"""IRModule -> lib.so: five phases, each a function that returns a plain list of passes.
+
+attach     what an engine expects beside the model: cache, softmax, logit processors, bounds
+fuse       relax operators become PrimFuncs, elementwise neighbours join them
+schedule   the rules of ``tir_schedules`` for the target, in their order, Fallback last
+plan       PrimFunc calls with explicit memory, planned once for the largest sizes
+lower      what the virtual machine executes
+
+``compile_module(..., dump=dir)`` writes the module after each phase as readable script.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.ir.transform import Pass, PassContext, Sequential
+from tvm.relax import transform
+from tvm.s_tir import dlight
+from tvm.target import Target
+
+import tir_schedules
+from mlc_bridge.compiler import passes
+from mlc_bridge.compiler.kv_cache import CacheLayout
+from mlc_bridge.compiler.linker import find_linker, link
+from mlc_bridge.errors import CompileError
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One model to compile: its functions and what its lib says about itself."""
+
+    mod: tvm.IRModule
+    cache: CacheLayout
+    metadata: Mapping[str, Any]
+    chunk: int
+    bounds: Mapping[str, int]
+    active_vocab: int | None = None
+    usage: dict[str, int] = field(default_factory=dict)
+
+
+def attach(unit: Unit, target: Target) -> list[Pass]:
+    return [
+        passes.kv_cache(unit.cache, target),
+        passes.softmax(unit.active_vocab),
+        passes.logit_processors(target),
+        passes.embedding_allocator(unit.chunk),
+        passes.bounds(unit.bounds),
+        tirx.transform.BindTarget(target),
+    ]
+
+
+def fuse() -> list[Pass]:
+    return [
+        transform.LegalizeOps(),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        transform.DeadCodeElimination(),
+    ]
+
+
+def schedule(target: Target) -> list[Pass]:
+    return [dlight.ApplyDefaultSchedule(*tir_schedules.RULES(target))]
+
+
+def plan(unit: Unit) -> list[Pass]:
+    return [
+        transform.RewriteDataflowReshape(),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+        passes.metadata({**unit.metadata, "kv_cache": unit.cache.metadata()}, unit.usage),
+    ]
+
+
+def lower(target: Target) -> list[Pass]:
+    graphs = [transform.RewriteCUDAGraph()] if target.kind.name == "cuda" else []
+    return [
+        *graphs,
+        transform.LowerAllocTensor(),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
+
+
+def phases(unit: Unit, target: Target) -> dict[str, list[Pass]]:
+    """Every phase with its passes, in order."""
+    return {
+        "attach": attach(unit, target),
+        "fuse": fuse(),
+        "schedule": schedule(target),
+        "plan": plan(unit),
+        "lower": lower(target),
+    }
+
+
+def compile_module(unit: Unit, target: Target, dump: Path | None = None) -> Any:
+    """The executable of ``unit``; TVM's own failures come out as CompileError."""
+    mod = unit.mod
+    try:
+        with target, PassContext(config={"tirx.disable_cse_tir": True}):
+            for number, (name, sequence) in enumerate(phases(unit, target).items()):
+                mod = Sequential(sequence)(mod)
+                if dump is not None:
+                    dump.mkdir(parents=True, exist_ok=True)
+                    (dump / f"{number}-{name}.py").write_text(mod.script())
+            return relax.build(mod, target, relax_pipeline=None)
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(
+            "the compiler failed on this model",
+            where=target.kind.name,
+            found=str(error).strip().splitlines()[-1][:300],
+            todo="Try --target llvm; with --dump DIR the module after each phase can be read",
+        ) from error
+
+
+def export(executable: Any, output: Path) -> None:
+    """Write the shared library: a temporary neighbour first, then renamed, so never half a file."""
+    find_linker()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".so", dir=output.parent)
+    os.close(handle)
+    try:
+        executable.export_library(name, fcompile=link)
+        os.chmod(name, 0o755)
+        os.replace(name, output)
+    finally:
+        Path(name).unlink(missing_ok=True)

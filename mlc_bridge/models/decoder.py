@@ -1,0 +1,132 @@
+"""The one relax graph of the decoder family, read off a ``DecoderSpec``.
+
+Modules are planted at the paths of the weight table, so parameter names are the table's. Functions
+carry MLC's names and signatures (h hidden, v vocabulary, kv the paged cache, logits float32)::
+
+    embed            ids int32 [s], params                       -> [s, h]
+    prefill          [1, s, h], kv, params                       -> [1, 1, v], kv
+    decode           [1, 1, h], kv, params                       -> [1, 1, v], kv
+    batch_prefill    [1, s, h], positions int32 [b], kv, params  -> [1, b, v], kv
+    batch_decode     [b, 1, h], kv, params                       -> [b, 1, v], kv
+    batch_verify     [1, s, h], kv, params                       -> [1, s, v], kv
+
+The batch shapes stay apart on purpose: one row, few rows and many rows want different kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import op
+from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
+
+from mlc_bridge.models.arch import Weight
+from mlc_bridge.models.decoder_spec import DecoderSpec, layer_weights, model_weights
+from mlc_bridge.models.layers import (
+    Embedding,
+    Layer,
+    QLinear,
+    RMSNorm,
+    attend,
+    gated,
+    last_token,
+    take_rows,
+)
+from mlc_bridge.schemes.scheme import Scheme
+
+KINDS = {"linear": QLinear, "lm_head": QLinear, "embedding": Embedding}
+
+
+class Decoder(nn.Module):
+    def __init__(self, spec: DecoderSpec, scheme: Scheme) -> None:
+        self.spec, self.scheme = spec, scheme
+        outer = model_weights(spec)
+        embed = outer.pop("embed")
+        # Planted in the table's order: it becomes the order of packed_params.
+        self.embedding = self._plant(embed)
+        self.blocks = [
+            {slot: self._plant(w) for slot, w in layer_weights(spec, index).items()}
+            for index in range(spec.layers)
+        ]
+        self.outer = {slot: self._plant(w) for slot, w in outer.items()}
+
+    def _plant(self, weight: Weight) -> Layer:
+        if weight.role == "norm":
+            layer = RMSNorm(weight, self.scheme, self.spec.eps)
+        else:
+            layer = KINDS[weight.role](weight, self.scheme, self.spec.float_layers)
+        *parents, leaf = weight.path.split(".")
+        node: nn.Module = self
+        for name in parents:
+            if name not in node.__dict__:
+                setattr(node, name, nn.Module())
+            node = getattr(node, name)
+        setattr(node, leaf, layer)
+        return layer
+
+    def hidden(self, x: nn.Tensor, kv: PagedKVCache) -> nn.Tensor:
+        """All layers, before the last norm."""
+        for index, block in enumerate(self.blocks):
+            x = x + self.attention(block, block["attn_norm"](x), kv, index)
+            x = x + block["down"](gated(block["gate_up"](block["mlp_norm"](x)), "silu"))
+        return x
+
+    def attention(
+        self, block: dict[str, Layer], x: nn.Tensor, kv: PagedKVCache, index: int
+    ) -> nn.Tensor:
+        spec = self.spec
+        b, s, _ = x.shape
+        qkv = op.reshape(block["qkv"](x), (b * s, spec.heads + 2 * spec.kv_heads, spec.head_dim))
+        out = attend(kv, index, qkv, spec.heads, spec.attention_scale)
+        return block["o"](op.reshape(out, (b, s, spec.heads * spec.head_dim)))
+
+    def logits(self, x: nn.Tensor) -> nn.Tensor:
+        x = self.outer["norm"](x)
+        if self.spec.tied:
+            return self.embedding.head(x, "float32")
+        return self.outer["head"](x, "float32")
+
+    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+        return self.embedding(input_ids)
+
+    def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
+        return self.logits(last_token(self.hidden(input_embed, paged_kv_cache))), paged_kv_cache
+
+    def decode(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
+        return self.logits(self.hidden(input_embed, paged_kv_cache)), paged_kv_cache
+
+    def batch_prefill(
+        self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache
+    ) -> Any:
+        x = take_rows(self.hidden(input_embeds, paged_kv_cache), logit_positions)
+        return self.logits(x), paged_kv_cache
+
+    def batch_decode(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
+        return self.logits(self.hidden(input_embeds, paged_kv_cache)), paged_kv_cache
+
+    def batch_verify(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
+        return self.logits(self.hidden(input_embeds, paged_kv_cache)), paged_kv_cache
+
+    def functions(self) -> nn.spec.ModuleSpec:
+        """Input shapes of every function; all take the parameters as one packed tuple."""
+        h, dtype = self.spec.hidden, self.scheme.model_dtype
+        kv = {"paged_kv_cache": nn.spec.Object(object_type=PagedKVCache)}
+
+        def rows(*shape: int | str) -> nn.spec.Tensor:
+            return nn.spec.Tensor([*shape, h], dtype)
+
+        inputs: dict[str, dict[str, Any]] = {
+            "embed": {"input_ids": nn.spec.Tensor(["seq_len"], "int32")},
+            "prefill": {"input_embed": rows(1, "seq_len"), **kv},
+            "decode": {"input_embed": rows(1, 1), **kv},
+            "batch_prefill": {
+                "input_embeds": rows(1, "seq_len"),
+                "logit_positions": nn.spec.Tensor(["batch_size"], "int32"),
+                **kv,
+            },
+            "batch_decode": {"input_embeds": rows("batch_size", 1), **kv},
+            "batch_verify": {"input_embeds": rows(1, "seq_len"), **kv},
+        }
+        mode = {"$": {"param_mode": "packed", "effect_mode": "none"}}
+        return nn.spec.ModuleSpec.from_raw({k: {**v, **mode} for k, v in inputs.items()}, self)

@@ -1,0 +1,175 @@
+"""The layers of the decoder family as relax modules, each one kernel.
+
+Every layer is a single tensor expression, so that one PrimFunc holds it whatever the graph passes
+do, and the schedules of ``tir_schedules`` find the same shape in every model. Arithmetic is float32
+in registers; tensors stay in the scheme's model dtype.
+
+======================  =================================================================
+``QLinear``             x @ W^T + b for every scheme: parameters and expression are the scheme's
+``Embedding``           rows of the table; with a tied head also x @ table^T
+``RMSNorm``             x / sqrt(mean(x^2) + eps) * weight
+``gated``               act(gate) * up on the fused [.., 2 * inner] tensor
+``take_rows``           rows of the last but one axis by index; ``last_token`` takes the last one
+``attend``              rope, append to the cache and attention, all inside the runtime's cache
+======================  =================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import op
+from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
+
+from mlc_bridge.models.arch import Weight, is_quantized, parameters
+from mlc_bridge.models.decoder_spec import Activation
+from mlc_bridge.schemes.matmul import nt_matmul
+from mlc_bridge.schemes.scheme import Scheme
+
+Expr = Any
+
+
+class Layer(nn.Module):
+    """Owns the parameters of one row of the weight table, under the suffixes of the scheme."""
+
+    def __init__(self, weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> None:
+        self.scheme, self.path = scheme, weight.path
+        self.specs = parameters(weight, scheme, float_layers)
+        self.quantized = is_quantized(weight, scheme, float_layers)
+        for suffix, spec in self.specs.items():
+            setattr(self, suffix, nn.Parameter(spec.shape, spec.dtype))
+
+    def stored(self) -> dict[str, nn.Tensor]:
+        """Suffix -> parameter, without the bias."""
+        return {suffix: getattr(self, suffix) for suffix in self.specs if suffix != "bias"}
+
+    def matmul(self, x: nn.Tensor, out_dtype: str) -> nn.Tensor:
+        if self.quantized:
+            observe = getattr(self.scheme, "observe", None)  # calibration builds show their inputs
+            x = observe(x, self.path) if observe else x
+            return self.scheme.linear(x, self.stored(), out_dtype)
+        return nt_matmul(x, self.weight, out_dtype)
+
+
+class QLinear(Layer):
+    """``x [.., k] -> [.., n]``; ``out_dtype`` is the model dtype unless given."""
+
+    def forward(self, x: nn.Tensor, out_dtype: str | None = None) -> nn.Tensor:
+        y = self.matmul(x, out_dtype or self.scheme.model_dtype)
+        return y + self.bias if "bias" in self.specs else y
+
+
+class Embedding(Layer):
+    """``ids int32 [s] -> [s, h]``; ``head`` is the tied output layer."""
+
+    def forward(self, ids: nn.Tensor) -> nn.Tensor:
+        if self.quantized:
+            return self.scheme.embedding(ids, self.stored(), self.scheme.model_dtype)
+        return take_rows(self.weight, ids)
+
+    def head(self, x: nn.Tensor, out_dtype: str) -> nn.Tensor:
+        return self.matmul(x, out_dtype)
+
+
+class RMSNorm(Layer):
+    """Over the last axis."""
+
+    def __init__(self, weight: Weight, scheme: Scheme, eps: float) -> None:
+        super().__init__(weight, scheme)
+        self.eps = eps
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        def rms_norm(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
+            *outer, width = x.shape
+            k = te.reduce_axis((0, width), name="k")
+            squares = te.compute(
+                outer,
+                lambda *i: te.sum(_f32(x(*i, k)) * _f32(x(*i, k)), axis=k),
+                name="sum_of_squares",
+            )
+            return te.compute(
+                x.shape,
+                lambda *i: (
+                    _f32(x(*i))
+                    * tirx.rsqrt(squares(*i[:-1]) / float(int(width)) + self.eps)
+                    * _f32(weight(i[-1]))
+                ).astype(x.dtype),
+                name="rms_norm",
+            )
+
+        return op.tensor_expr_op(rms_norm, "rms_norm", [x, self.weight])
+
+
+def gated(x: nn.Tensor, activation: Activation) -> nn.Tensor:
+    """``[.., 2 * inner] -> [.., inner]``: the first half gates the second."""
+    act = ACTIVATIONS[activation]
+
+    def gated_mlp(x: te.Tensor) -> te.Tensor:
+        *outer, both = x.shape
+        inner = both // 2
+        return te.compute(
+            (*outer, inner),
+            lambda *i: (act(_f32(x(*i))) * _f32(x(*i[:-1], i[-1] + inner))).astype(x.dtype),
+            name=f"gated_{activation}",
+        )
+
+    return op.tensor_expr_op(gated_mlp, f"gated_{activation}", [x])
+
+
+def take_rows(x: nn.Tensor, index: nn.Tensor) -> nn.Tensor:
+    """``x [.., s, h]``, ``index int32 [b] -> [.., b, h]``; indices are trusted to be in range."""
+
+    def take(x: te.Tensor, index: te.Tensor) -> te.Tensor:
+        *outer, _, width = x.shape
+        return te.compute(
+            (*outer, index.shape[0], width),
+            lambda *i: x(*i[:-2], index[i[-2]], i[-1]),
+            name="take",
+        )
+
+    return op.tensor_expr_op(take, "take", [x, index])
+
+
+def last_token(x: nn.Tensor) -> nn.Tensor:
+    def take_last(x: te.Tensor) -> te.Tensor:
+        b, s, h = x.shape
+        return te.compute((b, 1, h), lambda i, _, j: x[i, s - 1, j], name="last_token")
+
+    return op.tensor_expr_op(take_last, "last_token", [x])
+
+
+def attend(kv: PagedKVCache, layer: int, qkv: nn.Tensor, heads: int, scale: float) -> nn.Tensor:
+    """``qkv [m, heads + 2 * kv_heads, d] -> [m, heads, d]``: the cache knows the sequences."""
+    rows, _, width = qkv.shape
+    call = relax.call_dps_packed(
+        "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
+        [kv._expr, relax.prim_value(layer), relax.prim_value(scale), qkv._expr],
+        out_ty=relax.TensorType((rows, heads, width), qkv.dtype),
+    )
+    return nn.Tensor(_expr=relax.BlockBuilder.current().emit(call))
+
+
+def _f32(x: Expr) -> Expr:
+    return x.astype("float32")
+
+
+def _silu(x: Expr) -> Expr:
+    return x / (1.0 + tirx.exp(-x))
+
+
+def _gelu(x: Expr) -> Expr:
+    return 0.5 * x * (1.0 + tirx.erf(x * 0.7071067811865476))
+
+
+def _gelu_tanh(x: Expr) -> Expr:
+    return 0.5 * x * (1.0 + tirx.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+ACTIVATIONS: dict[Activation, Callable[[Expr], Expr]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+}

@@ -1,0 +1,175 @@
+"""compile: ``mlc-chat-config.json`` in, ``lib.so`` out. The weights are not needed.
+
+The config names the architecture and the scheme; together they give the relax graph and the names,
+shapes and dtypes of all parameters. Their fingerprint goes into the lib, so that an engine can
+refuse weights of another build before it starts.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.manifest import fingerprint
+from mlc_bridge.errors import CompileError, MissingDependency
+from mlc_bridge.models import MODELS
+from mlc_bridge.models.arch import parameters
+from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.stages.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+    from mlc_bridge.compiler.kv_cache import CacheLayout
+    from mlc_bridge.compiler.pipeline import Unit
+    from mlc_bridge.models.arch import Arch, ModelConfig
+    from mlc_bridge.models.decoder_spec import DecoderSpec
+    from mlc_bridge.schemes import Scheme
+
+STEPS = ("graph", "compile", "link")
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """``model_dir`` is an artifact directory; the limits default to those of its config."""
+
+    model_dir: str | Path
+    output: str | Path | None = None
+    device: str = "auto"
+    target: str | None = None
+    context_window_size: int | None = None
+    prefill_chunk_size: int | None = None
+    max_batch_size: int | None = None
+    dump: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    path: Path
+    target: str
+    size: int
+    """Bytes of the library."""
+    seconds: float
+    memory_usage: dict[str, int]
+    """Function -> bytes of working memory planned for it."""
+    fingerprint: str
+
+
+def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport:
+    """Compile the model of an artifact directory.
+
+    Raises ArtifactError or ConfigError for the config, CompileError for target and toolchain.
+    """
+    try:
+        import tvm  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency("apache-tvm", "compile", "pip install 'mlc-bridge[tvm]'") from error
+    from mlc_bridge.compiler.pipeline import compile_module, export
+    from mlc_bridge.compiler.target import choose_target
+
+    started = time.perf_counter()
+    target = choose_target(job.device, job.target)
+    output = Path(job.output or Path(job.model_dir) / "lib.so")
+    if output.is_dir():
+        raise CompileError("the output is a directory", where=output, expected="a file name")
+    progress(STEPS[0], 0, len(STEPS))
+    unit = plan(job, target)
+    progress(STEPS[1], 1, len(STEPS))
+    executable = compile_module(unit, target, Path(job.dump) if job.dump else None)
+    progress(STEPS[2], 2, len(STEPS))
+    export(executable, output)
+    progress(STEPS[2], 3, len(STEPS))
+    return CompileReport(
+        path=output,
+        target=str(target),
+        size=output.stat().st_size,
+        seconds=time.perf_counter() - started,
+        memory_usage=dict(unit.usage),
+        fingerprint=unit.metadata["mlc_bridge"]["fingerprint"],
+    )
+
+
+def plan(job: CompileJob, target: Target) -> Unit:
+    """Everything the compiler needs to know, from the artifact's config alone."""
+    from mlc_bridge.compiler.pipeline import Unit
+
+    chat = ChatConfig.load(job.model_dir)
+    arch, scheme = MODELS[chat.model_type], SCHEMES[chat.quantization]
+    config = arch.config(
+        chat.arch_config,
+        context_window_size=job.context_window_size or chat.context_window_size,
+        prefill_chunk_size=job.prefill_chunk_size or chat.prefill_chunk_size,
+        max_batch_size=job.max_batch_size,
+    )
+    with target:
+        graph = arch.graph(config, scheme)
+        mod, _ = graph.export_tvm(spec=graph.functions())[:2]
+    return Unit(
+        mod=mod,
+        cache=cache_layout(graph.spec, scheme),
+        metadata=lib_metadata(chat, arch, config, scheme),
+        chunk=config.prefill_chunk_size,
+        bounds={
+            "total_seq_len": config.context_window_size,
+            "seq_len": config.prefill_chunk_size,
+            "batch_size": config.max_batch_size,
+            "vocab_size": config.vocab_size,
+        },
+        active_vocab=chat.active_vocab_size,
+    )
+
+
+def cache_layout(spec: DecoderSpec, scheme: Scheme) -> CacheLayout:
+    """What the paged cache must know, from the decoder's own data."""
+    from mlc_bridge.compiler.kv_cache import CacheLayout
+
+    return CacheLayout(
+        layers=spec.layers,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        dtype=scheme.model_dtype,
+        rope_theta=spec.rope.theta,
+        rope_scale=spec.rope.scale,
+        rope_scaling=spec.rope.scaling,
+        rotary_dim=spec.rope.rotary_dim,
+    )
+
+
+def lib_metadata(
+    chat: ChatConfig, arch: Arch, config: ModelConfig, scheme: Scheme
+) -> dict[str, Any]:
+    """The lib's ``_metadata``, but for the memory usage that the compiler adds."""
+    from mlc_bridge import __version__
+
+    params = [
+        (f"{weight.path}.{suffix}", spec.shape, spec.dtype)
+        for weight in arch.weights(config)
+        for suffix, spec in parameters(weight, scheme, config.float_layers).items()
+    ]
+    return {
+        "model_type": chat.model_type,
+        "quantization": chat.quantization,
+        "context_window_size": config.context_window_size,
+        "sliding_window_size": chat.sliding_window_size,
+        "attention_sink_size": chat.attention_sink_size,
+        "prefill_chunk_size": config.prefill_chunk_size,
+        "max_batch_size": config.max_batch_size,
+        "tensor_parallel_shards": 1,
+        "pipeline_parallel_stages": 1,
+        "disaggregation": False,
+        "kv_state_kind": "kv_cache",
+        "active_vocab_size": chat.active_vocab_size,
+        "model_task": "chat",
+        "params": [
+            {"name": n, "shape": list(s), "dtype": d, "preprocs": [], "pipeline_stages": [0]}
+            for n, s, d in params
+        ],
+        "mlc_bridge": {
+            "version": __version__,
+            "fingerprint": fingerprint(chat.model_type, config.asdict(), params),
+        },
+    }
