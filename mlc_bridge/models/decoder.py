@@ -43,13 +43,14 @@ class Decoder(nn.Module):
         self.spec, self.scheme = spec, scheme
         outer = model_weights(spec)
         embed = outer.pop("embed")
-        # Planted in the table's order: it becomes the order of packed_params.
-        self.embedding = self._plant(embed)
+        # Planted in the table's order: it becomes the order of packed_params. Plain dicts refer to
+        # the layers, because the exporter would count a module attribute as a second parameter.
+        self.outer = {"embed": self._plant(embed)}
         self.blocks = [
             {slot: self._plant(w) for slot, w in layer_weights(spec, index).items()}
             for index in range(spec.layers)
         ]
-        self.outer = {slot: self._plant(w) for slot, w in outer.items()}
+        self.outer |= {slot: self._plant(w) for slot, w in outer.items()}
 
     def _plant(self, weight: Weight) -> Layer:
         if weight.role == "norm":
@@ -84,11 +85,11 @@ class Decoder(nn.Module):
     def logits(self, x: nn.Tensor) -> nn.Tensor:
         x = self.outer["norm"](x)
         if self.spec.tied:
-            return self.embedding.head(x, "float32")
+            return self.outer["embed"].head(x, "float32")
         return self.outer["head"](x, "float32")
 
     def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
-        return self.embedding(input_ids)
+        return self.outer["embed"](input_ids)
 
     def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
         return self.logits(last_token(self.hidden(input_embed, paged_kv_cache))), paged_kv_cache
