@@ -6,13 +6,14 @@ from mlc_bridge.errors import UnknownFormat
 from mlc_bridge.registry import Table, table
 from mlc_bridge.sources.autoawq import AutoAWQ
 from mlc_bridge.sources.checkpoint import Checkpoint
+from mlc_bridge.sources.compressed_tensors import CompressedTensors
 from mlc_bridge.sources.dense import Dense
 from mlc_bridge.sources.gptq import GPTQ
 from mlc_bridge.sources.source import Evidence, Source
 
 __all__ = ["SOURCES", "Checkpoint", "Evidence", "Source", "detect"]
 
-SOURCES: Table[Source] = table("sources", Dense(), AutoAWQ(), GPTQ())
+SOURCES: Table[Source] = table("sources", Dense(), AutoAWQ(), GPTQ(), CompressedTensors())
 
 # MLC LLM's words for --source-format, each a family here.
 ALIASES = {

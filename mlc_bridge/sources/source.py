@@ -65,6 +65,13 @@ class Source(Protocol):
         """The layer's bias ``[n]``, or None."""
         return ckpt.tensor(f"{layer}.bias") if f"{layer}.bias" in ckpt else None
 
+    def aside(self, ckpt: Checkpoint) -> tuple[str, ...]:
+        """Tensors that belong to no weight and that MLC has no place for, such as cache scales.
+
+        Leaving them out changes no weight; ``findings`` tells the user about them.
+        """
+        return ()
+
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
         """What the user should know about this checkpoint although it can be read; reads data."""
         return ()
@@ -95,3 +102,13 @@ def sound_scale(scale: Array, name: str, *, zero_allowed: bool = False) -> Array
             todo="The file is damaged or its quantization failed; quantize the model again",
         )
     return scale
+
+
+def activation_scale(ckpt: Checkpoint, name: str) -> Array | None:
+    """A static activation scale as float32 of shape ``[]``; None where the layer has none."""
+    if name not in ckpt:
+        return None
+    scale = sound_scale(ckpt.tensor(name), name)
+    if scale.size != 1:
+        raise SourceError("not one scale for the whole input", where=name, found=scale.shape)
+    return scale.astype(np.float32).reshape(())

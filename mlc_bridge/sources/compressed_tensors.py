@@ -1,0 +1,267 @@
+"""compressed-tensors, as llm-compressor writes it; also LLMC's vllm-style exports.
+
+    W[n, k] = (q[n, k] - zero[n, g]) * scale[n, g]
+
+What the tensors of a layer are decides how it is read; the config adds bits, block and symmetry.
+
+================  =====================  =====================================================
+tensor            shape                  layout
+================  =====================  =====================================================
+weight_packed     int32 [n, k/w]         w = 32 / bits input channels a word, natural order,
+                                         q + 2^(bits-1)
+weight            int8 or float8 [n, k]  one code each
+weight_scale      [1], [n, 1], [n, k/g]  per tensor, channel, group; [n/r, k/c] per block
+weight_zero_point int32 [n/w, k/g]       w *output* channels a word, + 2^(bits-1); int8 beside
+                                         an int8 weight
+weight_g_idx      int32 [k]              group of each input channel (0.18 and older)
+weight_shape      int64 [2]              n and k; LLMC leaves it out
+input_scale       [1]                    static activations
+================  =====================  =====================================================
+
+Signed integers become unsigned codes 2^(bits-1) higher, and so do their zeros. Settings that a
+config leaves out take the package's defaults.
+
+Origin: compressed-tensors 0.18 to 0.20, compressors/ and quantization/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mlc_bridge.errors import SourceError
+from mlc_bridge.packing import Array, PackedArray, Packing, from_signed
+from mlc_bridge.qtensor import QTensor, constant_zero, group_order, reorder
+from mlc_bridge.sources.checkpoint import Checkpoint
+from mlc_bridge.sources.source import (
+    FLOATS,
+    Evidence,
+    Source,
+    activation_scale,
+    check_float,
+    read_float,
+    sound_scale,
+)
+
+FLOAT8 = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense")
+PARTS = (
+    "weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape",
+    "input_scale", "input_zero_point",
+)  # fmt: skip
+
+
+class CompressedTensors(Source):
+    name = "compressed-tensors"
+
+    def evidence(self, ckpt: Checkpoint) -> Evidence:
+        settings = ckpt.quantization
+        method = settings.get("quant_method")
+        supports, against = [], []
+        if method == "compressed-tensors":
+            supports.append("the config says quant_method 'compressed-tensors'")
+        else:
+            against.append(f"the config says quant_method {method!r}")
+        layers = ckpt.layers("weight_scale")
+        if layers:
+            supports.append(f"{len(layers)} layers have .weight_scale")
+        else:
+            against.append("no layer has .weight_scale")
+        return Evidence(tuple(supports), tuple(against))
+
+    def layers(self, ckpt: Checkpoint) -> tuple[str, ...]:
+        return tuple(x for x in ckpt.layers("weight_scale") if not _is_float(ckpt, x))
+
+    def parts(self, ckpt: Checkpoint, layer: str) -> tuple[str, ...]:
+        if _is_float(ckpt, layer):
+            return (f"{layer}.weight",)
+        return tuple(f"{layer}.{part}" for part in PARTS if f"{layer}.{part}" in ckpt)
+
+    def check(self, ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> None:
+        if _is_float(ckpt, layer):
+            return check_float(ckpt, layer, shape)
+        if f"{layer}.weight_packed" in ckpt:
+            packing = Packing(_bits(layer, _weights(ckpt, layer)), "k")
+            ckpt.require(f"{layer}.weight_packed", packing.words_shape(*shape), np.int32)
+        else:
+            ckpt.require(f"{layer}.weight", shape, np.int8, *FLOAT8)
+        self._block(ckpt, layer, shape)
+        return None
+
+    def read(self, ckpt: Checkpoint, layer: str) -> QTensor | Array:
+        if _is_float(ckpt, layer):
+            return read_float(ckpt, layer)
+        shape = _shape(ckpt, layer)
+        self.check(ckpt, layer, shape)
+        block = self._block(ckpt, layer, shape)
+        codes, zero = _codes(ckpt, layer, shape), None
+        grid = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
+        if codes.words.dtype not in FLOAT8:
+            zero = _zero(ckpt, layer, grid, codes.packing)
+        perm = _order(ckpt, layer, shape[1], block[1])
+        scale = sound_scale(ckpt.tensor(f"{layer}.weight_scale"), f"{layer}.weight_scale")
+        return QTensor(
+            codes=reorder(codes, perm),
+            scale=scale.reshape(grid),
+            zero=zero,
+            block=block,
+            perm=perm,
+            # With a zero point of its own the scale alone does not describe the activations.
+            input_scale=None
+            if f"{layer}.input_zero_point" in ckpt
+            else activation_scale(ckpt, f"{layer}.input_scale"),
+        )
+
+    def _block(self, ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns per scale, held against the scale's own shape."""
+        args, (n, k), name = _weights(ckpt, layer), shape, f"{layer}.weight_scale"
+        group = args.get("group_size")
+        by_group = "tensor" if group is None else "channel" if group == -1 else "group"
+        strategy = args.get("strategy") or by_group
+        structure = args.get("block_structure") or (0, 0)
+        blocks = {
+            "tensor": (n, k),
+            "channel": (1, k),
+            "group": (1, group or 0),
+            "block": (int(structure[0]), int(structure[1])),
+        }
+        block = blocks.get(str(strategy), (0, 0))
+        if min(block) <= 0 or (strategy == "group" and k % block[1]):
+            raise SourceError(
+                "the quantization blocks do not fit this layer", where=name,
+                found=f"strategy {strategy!r}, group_size {group}, block {list(structure)}",
+                expected=f"blocks of whole columns of a weight {list(shape)}",
+            )  # fmt: skip
+        grid = (-(-n // block[0]), -(-k // block[1]))
+        found = ckpt.shape(name)
+        if found != grid and not (strategy == "tensor" and found in ((1,), ())):
+            raise SourceError("wrong shape", where=name, found=found, expected=grid)
+        ckpt.require(name, None, *FLOATS)
+        return block
+
+
+def _is_float(ckpt: Checkpoint, layer: str) -> bool:
+    weight = f"{layer}.weight"
+    return weight in ckpt and ckpt.dtype(weight) in FLOATS
+
+
+def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
+    """The weight settings of the config group whose targets name the layer.
+
+    A layer's own name wins over a pattern (``re:``), a pattern over a class such as ``Linear``.
+    """
+    settings = ckpt.quantization
+    groups = settings.get("config_groups") or {}
+    _refuse_extras(settings, layer)
+    best: tuple[int, Mapping[str, Any]] | None = None
+    for group in groups.values():
+        rank = max((_rank(str(target), layer) for target in group.get("targets") or ()), default=0)
+        if rank and (best is None or rank > best[0]):
+            best = rank, group
+    if best is None or not isinstance(best[1].get("weights"), dict):
+        raise SourceError(
+            "the layer is stored quantized, but no config group describes its weights",
+            where=layer,
+            found=f"config groups for {[g.get('targets') for g in groups.values()]}",
+        )
+    form = best[1].get("format") or settings.get("format")
+    if form not in (None, "mixed-precision", *FORMATS):
+        raise SourceError(
+            "this form of compressed-tensors is not read", where=layer, found=repr(form),
+            expected=", ".join(FORMATS),
+        )  # fmt: skip
+    return dict(best[1]["weights"])
+
+
+def _refuse_extras(settings: Mapping[str, Any], layer: str) -> None:
+    sparse = settings.get("sparsity_config") or {}
+    if sparse.get("format", "dense") != "dense":
+        raise SourceError("sparse weights are not read", where=layer, found=sparse)
+    transforms = ((settings.get("transform_config") or {}).get("config_groups") or {}).values()
+    places = [str(a.get("location")) for t in transforms for a in t.get("apply") or ()]
+    online = [p for p in places if not p.startswith("weight_")]
+    if online:
+        raise SourceError(
+            "rotations that run at run time have no place in MLC's graph", where=layer,
+            found=f"transform_config with locations {', '.join(online)}",
+        )  # fmt: skip
+
+
+def _rank(target: str, layer: str) -> int:
+    if target.startswith("re:"):
+        try:
+            return 2 if re.match(target[3:], layer) else 0
+        except re.error as error:
+            raise SourceError(
+                "a target is no regular expression", where=target, found=error
+            ) from None
+    if target == layer or layer.endswith(f".{target}"):
+        return 3
+    return 1 if target[:1].isupper() else 0  # a class: every quantized layer is of it
+
+
+def _bits(layer: str, args: Mapping[str, Any]) -> int:
+    bits = args.get("num_bits", 8)
+    if bits not in (1, 2, 4, 8):
+        raise SourceError(
+            "codes of this width straddle words", where=f"{layer}.weight_packed",
+            found=f"num_bits {bits}", expected="1, 2, 4 or 8",
+        )  # fmt: skip
+    return int(bits)
+
+
+def _shape(ckpt: Checkpoint, layer: str) -> tuple[int, int]:
+    """n and k: as stored, or from the words where every word is full."""
+    if f"{layer}.weight_shape" in ckpt:
+        ckpt.require(f"{layer}.weight_shape", (2,), np.int64, np.int32)
+        n, k = (int(x) for x in ckpt.tensor(f"{layer}.weight_shape"))
+        return n, k
+    packed = f"{layer}.weight_packed" in ckpt
+    found = ckpt.shape(f"{layer}.weight_packed" if packed else f"{layer}.weight")
+    if len(found) != 2:
+        raise SourceError("not a matrix", where=layer, found=found)
+    per_word = Packing(_bits(layer, _weights(ckpt, layer)), "k").per_word if packed else 1
+    return found[0], found[1] * per_word
+
+
+def _codes(ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> PackedArray:
+    if f"{layer}.weight_packed" in ckpt:
+        packing = Packing(_bits(layer, _weights(ckpt, layer)), "k")
+        words = ckpt.tensor(f"{layer}.weight_packed").view(np.uint32)
+        return PackedArray(words, packing, shape)
+    weight = ckpt.tensor(f"{layer}.weight")
+    if weight.dtype == np.int8:
+        return from_signed(weight)
+    return PackedArray(weight, Packing(8, "k", word_bits=8), shape)
+
+
+def _zero(ckpt: Checkpoint, layer: str, grid: tuple[int, int], codes: Packing) -> PackedArray:
+    name, half = f"{layer}.weight_zero_point", 1 << (codes.bits - 1)
+    if name not in ckpt:
+        if not _weights(ckpt, layer).get("symmetric", True):
+            raise SourceError("asymmetric weights without their zero points", where=name)
+        return constant_zero(half, grid, Packing(codes.bits, "n"))
+    if f"{layer}.weight_packed" in ckpt:
+        packing = Packing(codes.bits, "n")
+        ckpt.require(name, packing.words_shape(*grid), np.int32)
+        return PackedArray(ckpt.tensor(name).view(np.uint32), packing, grid)
+    ckpt.require(name, None, np.int8)
+    return from_signed(ckpt.tensor(name).reshape(grid))
+
+
+def _order(ckpt: Checkpoint, layer: str, k: int, group: int) -> Array | None:
+    name = f"{layer}.weight_g_idx"
+    if name not in ckpt:
+        return None
+    ckpt.require(name, (k,), np.int32, np.int64)
+    g_idx = ckpt.tensor(name)
+    if np.all(g_idx == -1):  # what older writers leave where no order was chosen
+        return None
+    try:
+        return group_order(g_idx, group)
+    except ValueError as error:
+        raise SourceError(str(error), where=name) from None
