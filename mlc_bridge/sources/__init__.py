@@ -9,11 +9,12 @@ from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.compressed_tensors import CompressedTensors
 from mlc_bridge.sources.dense import Dense
 from mlc_bridge.sources.gptq import GPTQ
+from mlc_bridge.sources.hf_fp8 import HFFP8
 from mlc_bridge.sources.source import Evidence, Source
 
 __all__ = ["SOURCES", "Checkpoint", "Evidence", "Source", "detect"]
 
-SOURCES: Table[Source] = table("sources", Dense(), AutoAWQ(), GPTQ(), CompressedTensors())
+SOURCES: Table[Source] = table("sources", Dense(), AutoAWQ(), GPTQ(), CompressedTensors(), HFFP8())
 
 # MLC LLM's words for --source-format, each a family here.
 ALIASES = {
