@@ -40,6 +40,7 @@ class GenConfigJob:
     output: str | Path
     quantization: str = "auto"
     conv_template: str = "auto"
+    source: str | Path | None = None
     source_format: str = "auto"
     context_window_size: int | None = None
     sliding_window_size: int | None = None
@@ -135,7 +136,7 @@ def _graph(
     for name in job.limits():
         if name not in config.asdict():
             raise ConfigError(f"{arch.name} has no {name}", todo=f"Leave out --{_flag(name)}")
-    ckpt = _open(directory)
+    ckpt = _open(job, directory)
     if ckpt is None:
         if job.quantization == "auto":
             raise SourceError(
@@ -151,11 +152,13 @@ def _graph(
         if job.quantization == "auto"
         else SCHEMES[job.quantization]
     )
-    left = float_layers(ckpt, source, weights) if scheme.quantizes("linear") else ()
+    left = float_layers(ckpt, source, weights)
     return arch.config(hf, **limits, float_layers=left) if left else config, scheme, source
 
 
-def _open(directory: Path) -> Checkpoint | None:
+def _open(job: GenConfigJob, directory: Path) -> Checkpoint | None:
+    if job.source is not None:
+        return Checkpoint.open(resolve(job.source), config_dir=directory)
     weights = ("*.safetensors", "*.bin", "*.pt")
     return Checkpoint.open(directory) if any(any(directory.glob(w)) for w in weights) else None
 

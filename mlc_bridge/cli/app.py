@@ -1,0 +1,209 @@
+"""The commands; each turns flags into a Job, runs the stage and prints its Report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from mlc_bridge import __version__
+from mlc_bridge.cli import show
+from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
+from mlc_bridge.cli.flags import job_command
+from mlc_bridge.cli.progress import Bars
+from mlc_bridge.stages.build import BuildJob, BuildPlan, BuildReport, build
+from mlc_bridge.stages.compile import CompileJob, compile_model
+from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
+from mlc_bridge.stages.doctor import examine
+from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
+
+app = typer.Typer(
+    name="mlc-bridge",
+    help="From any quantized Hugging Face checkpoint to a compiled MLC LLM model that answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def run() -> None:
+    """Run the command line of this process."""
+    if TRACEBACK in sys.argv:
+        sys.argv.remove(TRACEBACK)
+        show_tracebacks()
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"mlc-bridge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Every command takes --traceback, which shows where an error came from."""
+
+
+def _stage(name: str, job: type, stage: Callable[..., Any], doc: str, *aliases: str) -> None:
+    """Register a command that runs one stage and prints its report."""
+
+    def call(given: dict[str, Any]) -> None:
+        with Bars() as progress:
+            found = stage(job(**given), progress)
+        SHOW.get(name, show.report)(f"{name}: done", found)
+
+    command = guarded(job_command(job, call, doc))
+    app.command(name)(command)
+    for alias in aliases:
+        app.command(alias, hidden=True)(command)
+
+
+def _show_config(title: str, found: GenConfigReport) -> None:
+    config = found.config
+    proof = found.prompts_proven_equal
+    show.rows(
+        title,
+        [
+            ("output", found.output),
+            ("model type", config.model_type),
+            ("source format", found.source),
+            ("quantization", config.quantization),
+            ("conv template", _template(config.conv_template.name or "unnamed", proof)),
+            ("context window", f"{config.context_window_size} tokens"),
+            ("tokenizer files", found.files),
+        ],
+    )
+    show.notes(found.notes)
+
+
+def _template(name: str, proof: int) -> str:
+    how = f"derived from the checkpoint's own, {proof} prompts proven equal"
+    return f"{name} ({how})" if proof else name
+
+
+def _show_plan(plan: BuildPlan) -> None:
+    show.rows(
+        "plan",
+        [
+            ("model", f"{plan.model} ({plan.model_type})"),
+            ("source format", plan.source_format),
+            ("quantization", f"{plan.quantization}, {plan.bits_per_weight:.2f} bits per weight"),
+            ("conv template", _template(plan.conv_template, plan.prompts_proven_equal)),
+            ("weights", f"{plan.n_params} parameters, {show.size(plan.nbytes)}"),
+            ("float layers", plan.float_layers),
+            ("context window", f"{plan.context_window_size} tokens"),
+            ("device", plan.device),
+            ("output", plan.output),
+        ],
+    )
+    show.notes(plan.notes)
+
+
+def _show_build(found: BuildReport) -> None:
+    times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.times.items())
+    show.rows(
+        "built",
+        [
+            ("output", found.output),
+            ("weights", f"{show.size(found.convert.nbytes)}, "
+             f"{found.convert.bits_per_weight:.2f} bits per weight"),
+            ("library", f"{show.size(found.compile.size)} for {found.compile.target}"),
+            ("time", f"{times}, in all {sum(found.times.values()):.2f} s"),
+            ("try it", f"mlc-bridge chat {found.output}"),
+        ],
+    )  # fmt: skip
+    show.notes(found.convert.findings)
+
+
+SHOW: dict[str, Callable[[str, Any], None]] = {"gen-config": _show_config}
+
+_stage(
+    "gen-config",
+    GenConfigJob,
+    gen_config,
+    "Write mlc-chat-config.json and the tokenizer files.",
+)
+_stage(
+    "convert",
+    ConvertJob,
+    convert_weight,
+    "Convert the weights; works on a checkpoint directory alone.",
+    "convert-weight",
+)
+_stage("compile", CompileJob, compile_model, "Compile the model of an MLC directory to lib.so.")
+
+
+def _build(given: dict[str, Any]) -> None:
+    job = BuildJob.from_recipe(given.pop("config", None), **given)
+    with Bars() as progress:
+        found = build(job, progress, announce=_show_plan)
+    _show_build(found)
+
+
+app.command("build")(
+    guarded(
+        job_command(
+            BuildJob,
+            _build,
+            "gen-config, convert and compile in one go.",
+            recipe="Recipe with these flags as YAML keys (configs/deploy); flags win over it.",
+        )
+    )
+)
+
+
+@app.command("chat")
+@guarded
+def _chat(
+    model: Annotated[str, typer.Argument(help="MLC model directory.", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="Answer this and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    model_lib: Annotated[str | None, typer.Option(help="Library other than lib.so.")] = None,
+    device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads; default all cores.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus of the distribution.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same answer again.")] = None,
+) -> None:
+    """Talk to a compiled model; --prompt answers once and prints only the answer to stdout."""
+    from mlc_bridge import MLCEngine
+    from mlc_bridge.cli.chat import Chat
+
+    wishes = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    with MLCEngine(model, model_lib, device=device, mode="interactive", threads=threads) as engine:
+        chat = Chat(engine, {k: v for k, v in wishes.items() if v is not None}, system)
+        if prompt is None:
+            chat.talk()
+        else:
+            chat.say(prompt)
+
+
+@app.command("doctor")
+@guarded
+def _doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
+) -> None:
+    """Say what is installed, what this machine has, what works and what to install."""
+    found = examine()
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2, default=str))
+        return
+    show.rows("packages", [(p.name, p.version or "not installed") for p in found.packages])
+    show.rows("machine", found.machine.items())
+    show.rows("devices", found.devices.items())
+    show.table(
+        ("ability", "works", "what to do"),
+        [(a.name, "yes" if a.works else "no", a.todo or "") for a in found.abilities],
+    )
+    show.notes(found.conflicts)

@@ -1,0 +1,80 @@
+"""Reports as text: aligned lines on stdout, the same with and without a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def rows(title: str, pairs: Iterable[tuple[str, object]]) -> None:
+    """One ``name  value`` line each under a title; empty values are left out."""
+    console.print(Text(title, style="bold"))
+    shown = [(name, text(value)) for name, value in pairs if value not in (None, "", (), [], {})]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        console.print(Text(f"  {name:<{width}}  ") + Text(value))
+
+
+def notes(lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(Text("note: ", style="yellow") + Text(line))
+
+
+def table(headers: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Aligned columns, numbers to the right; lines are as long as they need to be."""
+    body = [tuple(line) for line in lines]
+    columns = list(zip(headers, *([text(cell) for cell in line] for line in body), strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(isinstance(line[i], int | float) for line in body) for i in range(len(headers))]
+    for n, line in enumerate(zip(*columns, strict=True)):
+        cells = zip(line, widths, right, strict=True)
+        shown = "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells)
+        console.print(Text(shown.rstrip(), style="bold" if n == 0 else ""))
+
+
+def report(title: str, found: Any) -> None:
+    """Every field of a report that is a plain value, and the sizes by kind."""
+    pairs: list[tuple[str, object]] = []
+    for field in dataclasses.fields(found):
+        value = getattr(found, field.name)
+        name = field.name.replace("_", " ")
+        if field.name in ("notes", "findings"):
+            continue
+        if field.name == "nbytes":
+            pairs.append(("size", size(value)))
+        elif field.name == "seconds" or field.name.endswith("_s"):
+            pairs.append((name, f"{value:.2f} s"))
+        elif isinstance(value, Mapping):
+            pairs += [(f"{name}: {k}", size(v) if field.name == "sizes" else v)
+                      for k, v in value.items()]  # fmt: skip
+        elif isinstance(value, str | int | float | Path | bool):
+            pairs.append((name, value))
+    rows(title, pairs)
+    for name in ("notes", "findings"):
+        notes(getattr(found, name, ()))
+
+
+def size(nbytes: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1000
+    raise AssertionError
+
+
+def text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)

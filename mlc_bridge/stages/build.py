@@ -1,0 +1,223 @@
+"""``build``: gen-config, convert and compile in one go, published as one directory.
+
+The one stage that calls others: it is their composition and adds no work of its own. All of them
+write into a directory beside the output, which takes the output's place when everything is there;
+a run that fails or is killed leaves the output as it was. The config stage comes first and is
+quick, so the plan (format found, scheme, template, sizes) is known before the long work starts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mlc_bridge.artifact.chat_config import CONFIG_NAME
+from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
+from mlc_bridge.stages.convert_weight import (
+    ConvertJob,
+    ConvertReport,
+    _logical,
+    _nbytes,
+    convert_weight,
+    plan_weights,
+)
+from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
+from mlc_bridge.stages.progress import Progress, silent
+
+LIB_NAME = "lib.so"
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """The three stages' wishes; see ``GenConfigJob``, ``ConvertJob`` and ``CompileJob``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model_dir: str | Path
+    output: str | Path
+    quantization: str = "auto"
+    conv_template: str = "auto"
+    source: str | Path | None = None
+    source_format: str = "auto"
+    requantize: bool = False
+    device: str = "auto"
+    target: str | None = None
+    context_window_size: int | None = None
+    sliding_window_size: int | None = None
+    prefill_chunk_size: int | None = None
+    attention_sink_size: int | None = None
+    max_batch_size: int | None = None
+
+    @classmethod
+    def from_recipe(cls, recipe: str | Path | None, **given: Any) -> BuildJob:
+        """A job from a YAML file of this class's fields; ``given`` wins over the file.
+
+        Raises ``ConfigError`` naming the key at fault.
+        """
+        values = {**_read_recipe(Path(recipe)), **given} if recipe is not None else given
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"{key}: {first['msg'].lower()}",
+                where=recipe or "build",
+                expected="keys " + ", ".join(f.name for f in fields(cls))
+                if first["type"] == "unexpected_keyword_argument"
+                else None,
+            ) from error
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What ``build`` is about to do, from headers and config alone; sizes in bytes."""
+
+    model: Path
+    output: Path
+    model_type: str
+    source_format: str
+    quantization: str
+    conv_template: str
+    prompts_proven_equal: int
+    n_params: int
+    nbytes: int
+    bits_per_weight: float
+    float_layers: tuple[str, ...]
+    context_window_size: int
+    device: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The reports of the stages and what they cost: ``times`` in seconds by stage."""
+
+    output: Path
+    plan: BuildPlan
+    config: GenConfigReport
+    convert: ConvertReport
+    compile: CompileReport
+    times: dict[str, float]
+
+
+def build(
+    job: BuildJob,
+    progress: Progress = silent,
+    announce: Callable[[BuildPlan], None] = lambda plan: None,
+) -> BuildReport:
+    """Build ``job.output``; ``announce`` gets the plan before the long work starts.
+
+    Raises what the stages raise, and ``ArtifactError`` when the output is another kind of
+    directory; the output is then as it was.
+    """
+    times: dict[str, float] = {}
+    with _beside(Path(job.output)) as work:
+        with _timed(times, "gen-config"):
+            config = gen_config(_part(GenConfigJob, job, output=work), progress)
+            scheme = config.config.quantization
+            convert = _part(ConvertJob, job, output=work, quantization=scheme)
+            plan = _plan(job, config, convert)
+        announce(plan)
+        with _timed(times, "convert"):
+            converted = convert_weight(convert, progress)
+        with _timed(times, "compile"):
+            compiled = compile_model(
+                _part(CompileJob, job, model_dir=work, output=work / LIB_NAME), progress
+            )
+    return BuildReport(Path(job.output), plan, config, converted, compiled, times)
+
+
+def _part(kind: Any, job: BuildJob, **other: Any) -> Any:
+    """A stage's job: the fields it shares with ``job``, and ``other``."""
+    own = {f.name for f in fields(job)}
+    shared = {f.name: getattr(job, f.name) for f in fields(kind) if f.name in own}
+    return kind(**{**shared, **other})
+
+
+def _plan(job: BuildJob, config: GenConfigReport, convert: ConvertJob) -> BuildPlan:
+    plan = plan_weights(convert)
+    nbytes = sum(_nbytes(spec) for spec in plan.specs.values())
+    return BuildPlan(
+        model=plan.ckpt.path,
+        output=Path(job.output),
+        model_type=plan.arch.name,
+        source_format=plan.source.name,
+        quantization=plan.scheme.name,
+        conv_template=config.config.conv_template.name or "unnamed",
+        prompts_proven_equal=config.prompts_proven_equal,
+        n_params=len(plan.specs),
+        nbytes=nbytes,
+        bits_per_weight=nbytes * 8 / _logical(plan.weights),
+        float_layers=tuple(plan.config.float_layers),
+        context_window_size=config.config.context_window_size,
+        device=job.target or job.device,
+        notes=config.notes,
+    )
+
+
+@contextmanager
+def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[stage] = time.perf_counter() - start
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """An empty directory beside ``output`` that takes its place if the block succeeds."""
+    if output.exists() and not (output / CONFIG_NAME).is_file() and _occupied(output):
+        raise ArtifactError(
+            "holds other things than an MLC model and is not overwritten",
+            where=output,
+            todo="Name an empty or new directory with -o",
+        )
+    work = output.with_name(f".{output.name}.building")
+    old = output.with_name(f".{output.name}.replaced")
+    try:
+        _remove(work)
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise ArtifactError(f"cannot be written ({error.strerror})", where=output) from error
+    try:
+        yield work
+        _remove(old)
+        if output.exists():
+            output.replace(old)
+        work.replace(output)
+    finally:
+        if old.exists() and not output.exists():
+            old.replace(output)
+        _remove(work)
+        _remove(old)
+
+
+def _occupied(path: Path) -> bool:
+    return not path.is_dir() or any(path.iterdir())
+
+
+def _remove(path: Path) -> None:
+    if os.path.lexists(path):
+        shutil.rmtree(path)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such recipe", where=path) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot be read as YAML: {error}", where=path) from error
+    if not isinstance(found, dict):
+        raise ConfigError("must hold key: value lines", where=path)
+    return {str(key): value for key, value in found.items()}

@@ -1,0 +1,187 @@
+"""``doctor``: what is installed, what this machine has, what therefore works, what to install.
+
+Asks package metadata first, and runs tvm only in a process of its own: a broken or doubled
+installation can crash on import, which is just what this command has to explain.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+MODULES = {  # distribution names that ship the module
+    "apache-tvm": ("apache-tvm",),
+    "mlc-llm": ("mlc-llm", "mlc-llm-cpu", "mlc-llm-nightly", "mlc-llm-nightly-cpu"),
+    "mlc-ai (tvm)": ("mlc-ai", "mlc-ai-cpu", "mlc-ai-nightly", "mlc-ai-nightly-cpu"),
+    "torch": ("torch",),
+    "transformers": ("transformers",),
+}
+FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd")
+LINKERS = ("c++", "g++", "clang++", "gcc", "cc", "clang")
+PROBE = """
+import json, tvm
+cuda = tvm.cuda(0)
+print(json.dumps({"version": tvm.__version__, "cuda": cuda.device_name if cuda.exist else None,
+  "llvm": bool(tvm.get_global_func("target.build.llvm", allow_missing=True)),
+  "nvptx or cuda code": bool(tvm.get_global_func("target.build.cuda", allow_missing=True)),
+  "threads": tvm.get_global_func("runtime.NumThreads")()}))
+"""
+
+
+@dataclass(frozen=True)
+class Package:
+    name: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something mlc-bridge does; ``todo`` says what to install where it does not work."""
+
+    name: str
+    works: bool
+    todo: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    packages: tuple[Package, ...]
+    machine: dict[str, str]
+    devices: dict[str, str]
+    abilities: tuple[Ability, ...]
+    conflicts: tuple[str, ...]
+
+
+def examine() -> Diagnosis:
+    """Look at this installation and machine; never raises for what it finds."""
+    packages = [_package("mlc-bridge", ("mlc-bridge",))]
+    packages += [_package(name, names) for name, names in MODULES.items()]
+    known = {p.name: p.version for p in packages}
+    tvm = _probe_tvm() if known["apache-tvm"] or known["mlc-ai (tvm)"] else {}
+    linker = next((path for name in LINKERS if (path := shutil.which(name))), None)
+    return Diagnosis(
+        tuple(packages),
+        _machine(linker),
+        _devices(tvm),
+        tuple(_abilities(known, tvm, linker)),
+        tuple(_conflicts(known, tvm)),
+    )
+
+
+def _package(name: str, distributions: tuple[str, ...]) -> Package:
+    for distribution in distributions:
+        try:
+            return Package(name, version(distribution))
+        except PackageNotFoundError:
+            continue
+    return Package(name, None)
+
+
+def _probe_tvm() -> dict[str, Any]:
+    """What tvm says of itself, or {"error": its last line}."""
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": "importing tvm takes longer than two minutes"}
+    if ran.returncode == 0:
+        found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+        return found
+    lines = ran.stderr.strip().splitlines()
+    return {"error": lines[-1] if lines else f"exit code {ran.returncode}"}
+
+
+def _machine(linker: str | None) -> dict[str, str]:
+    disk = shutil.disk_usage(Path.cwd())
+    flags = _cpu_flags()
+    return {
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "cpu features": " ".join(f for f in FLAGS if f in flags) or "unknown",
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                     else os.cpu_count()),
+        "memory free": _memory(),
+        "disk free here": f"{disk.free / 1e9:.1f} GB",
+        "linker": linker or "none found",
+    }  # fmt: skip
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return set(next(lines, "").partition(":")[2].split())
+
+
+def _memory() -> str:
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return "unknown"
+    values = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    free, total = (int(values[k].split()[0]) * 1024 for k in ("MemAvailable", "MemTotal"))
+    return f"{free / 1e9:.1f} of {total / 1e9:.1f} GB"
+
+
+def _devices(tvm: dict[str, Any]) -> dict[str, str]:
+    if not tvm or "error" in tvm:
+        return {"tvm": tvm.get("error", "not installed")}
+    return {
+        "cpu": "compiles (LLVM)" if tvm["llvm"] else "this tvm has no LLVM",
+        "cuda": tvm["cuda"] or "no device",
+        "tvm's own thread pool": f"{tvm['threads']} threads (the engine sets the right number)",
+    }
+
+
+def _abilities(
+    known: dict[str, str | None], tvm: dict[str, Any], linker: str | None
+) -> list[Ability]:
+    runs = bool(tvm) and "error" not in tvm
+    install = "pip install 'mlc-bridge[tvm]'" if not tvm else tvm.get("error")
+    compiles = runs and bool(tvm["llvm"])
+    mlc = "MLC LLM's wheels: https://llm.mlc.ai/docs/install/mlc_llm.html, in an environment "
+    return [
+        Ability("gen-config, convert, inspect", True),
+        Ability(
+            "compile for this CPU",
+            compiles and linker is not None,
+            None if compiles and linker else install if not compiles else "install gcc or clang",
+        ),
+        Ability("chat, serve", runs, None if runs else install),
+        Ability(
+            "run on a CUDA device",
+            runs and bool(tvm["cuda"]),
+            None if runs and tvm["cuda"] else "an NVIDIA device and driver",
+        ),
+        Ability(
+            "verify against Hugging Face",
+            bool(known["torch"] and known["transformers"]),
+            None if known["torch"] and known["transformers"] else "pip install 'mlc-bridge[torch]'",
+        ),
+        Ability(
+            "--backend mlc_llm",
+            bool(known["mlc-llm"]),
+            None if known["mlc-llm"] else mlc + "without apache-tvm",
+        ),
+    ]
+
+
+def _conflicts(known: dict[str, str | None], tvm: dict[str, Any]) -> list[str]:
+    found = []
+    if known["apache-tvm"] and known["mlc-ai (tvm)"]:
+        found.append(
+            "apache-tvm and mlc-ai are both installed and overwrite each other's module tvm: "
+            "uninstall both, then install one"
+        )
+    if known["apache-tvm"] and not known["apache-tvm"].startswith("0.27"):
+        found.append(f"apache-tvm {known['apache-tvm']} is not the tested 0.27 line")
+    if "error" in tvm:
+        found.append(f"tvm is installed but does not start: {tvm['error']}")
+    return found
