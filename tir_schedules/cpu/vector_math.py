@@ -112,3 +112,37 @@ def fold(vector: tvm.ir.Expr, lanes: int, op: Callable[..., tvm.ir.Expr]) -> tvm
         half = f"float32x{lanes // 2}"
         body = fold(op(T.vectorlow(half, var), T.vectorhigh(half, var)), lanes // 2, op)
     return tirx.Let(var, vector, body)
+
+
+# pi/2 in three parts of decreasing size; k * part is exact for |k| < 2**17.
+_HALF_PI = (1.5703125, 0.00048351287841796875, 3.13855707645416259765625e-07)
+_HALF_PI_TAIL = 6.077100628276710e-11
+_SIN = (-0.16666654611, 0.0083321608736, -0.00019515295891)
+_COS = (0.04166664568298827, -0.001388731625493765, 2.443315711809948e-05)
+
+
+def cos_sin(x: tvm.ir.Expr) -> tuple[tvm.ir.Expr, tvm.ir.Expr]:
+    """``(cos x, sin x)`` for float32 ``|x| < 2e5`` (absolute error 2e-7 of the rounded ``x``).
+
+    ``x = k pi/2 + r`` with ``|r| <= pi/4``; ``k mod 4`` swaps and negates the two polynomials.
+    """
+    k = T.floor(x * T.float32(0.6366197723675814) + T.float32(0.5))
+    r = x
+    for part in (*_HALF_PI, _HALF_PI_TAIL):
+        r = r - k * T.float32(part)
+    z = r * r
+    sin = r + r * z * _horner(_SIN, z)
+    cos = T.float32(1) - z * T.float32(0.5) + z * z * _horner(_COS, z)
+    quadrant = T.Cast("int32", k)
+    odd = (quadrant & 1) == 1
+    s, c = T.Select(odd, cos, sin), T.Select(odd, sin, cos)
+    minus_s = (quadrant & 2) == 2
+    minus_c = ((quadrant + 1) & 2) == 2
+    return T.Select(minus_c, -c, c), T.Select(minus_s, -s, s)
+
+
+def _horner(coefficients: tuple[float, ...], x: tvm.ir.Expr) -> tvm.ir.Expr:
+    value = T.float32(coefficients[-1])
+    for c in coefficients[-2::-1]:
+        value = value * x + T.float32(c)
+    return value

@@ -1,0 +1,67 @@
+"""Merge two attention results over different keys (``merge_state`` of the paged KV cache).
+
+With base-2 log-sum-exps ``s``::
+
+    v = (v 2**s + v' 2**s') / (2**s + 2**s'),    s = log2(2**s + 2**s')
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from tir_schedules.cpu.vector_math import Simd, exp2
+
+# Below this many rows waking the other cores costs more than it saves.
+PARALLEL_FROM = 64
+
+
+def merge_state(num_heads: int, head_dim: int, dtype: str, simd: Simd) -> PrimFunc:
+    """The kernel ``(v, s, v_other, s_other)``: ``v [n, num_heads, head_dim]``, ``s`` float32."""
+    row = _row(num_heads, head_dim, dtype, math.gcd(simd.lanes, head_dim))
+
+    @T.prim_func(s_tir=True)
+    def merge_state_inplace(
+        var_v: T.handle, var_s: T.handle, var_v_other: T.handle, var_s_other: T.handle
+    ):
+        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        n = T.int32()
+        v = T.match_buffer(var_v, (n, num_heads, head_dim), dtype)
+        s = T.match_buffer(var_s, (n, num_heads), "float32")
+        v_other = T.match_buffer(var_v_other, (n, num_heads, head_dim), dtype)
+        s_other = T.match_buffer(var_s_other, (n, num_heads), "float32")
+        if n < PARALLEL_FROM:
+            for t in T.serial(n):
+                row(v, s, v_other, s_other, t)
+        else:
+            for t in T.parallel(n):
+                row(v, s, v_other, s_other, t)
+
+    return merge_state_inplace
+
+
+def _row(num_heads: int, head_dim: int, dtype: str, lanes: int) -> Any:
+    @T.macro
+    def row(v: T.Buffer, s: T.Buffer, v_other: T.Buffer, s_other: T.Buffer, t: T.int32):
+        for h in T.serial(num_heads):
+            with T.sblock("merge"):
+                T.reads()
+                T.writes()
+                part = T.sblock_alloc_buffer((2,), "float32")
+                top: T.let[T.float32] = T.max(s[t, h], s_other[t, h])
+                part[0] = exp2(s[t, h] - top)
+                part[1] = exp2(s_other[t, h] - top)
+                total: T.let[T.float32] = part[0] + part[1]
+                for c in T.serial(head_dim // lanes):
+                    for i in T.vectorized(lanes):
+                        v[t, h, c * lanes + i] = T.Cast(
+                            dtype,
+                            T.Cast("float32", v[t, h, c * lanes + i]) * (part[0] / total)
+                            + T.Cast("float32", v_other[t, h, c * lanes + i]) * (part[1] / total),
+                        )
+                s[t, h] = top + T.log2(total)
+
+    return row
