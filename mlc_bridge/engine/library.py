@@ -1,6 +1,6 @@
 """Opening a compiled lib and refusing, by name, whatever would hang or crash an engine later.
 
-A lib is a shared object with a Relax executable. ``_metadata() -> str`` is JSON: model type,
+A lib is a shared object with a Relax module. ``_metadata() -> str`` is JSON: model type,
 limits, parameters in the order of the packed tuple. Compiled functions are called without further
 checks, so a missing one is a null call and a wrong parameter dies inside a kernel: everything is
 compared here first.
@@ -74,16 +74,17 @@ def open_library(path: Path, model_dir: Path, device: str) -> Library:
     _check_elf(path)
     try:
         module = tvm.runtime.load_module(str(path))
-        executable = module["vm_load_executable"]()
+        target = _device(device, module, path)
+        # Before this every call into the lib, even to _metadata, is a null call.
+        vm = relax.VirtualMachine(module, target)
     except (AttributeError, RuntimeError, ValueError) as problem:
         raise ArtifactError(
             "not a lib that tvm can load", where=path, found=_first_line(problem), todo=RECOMPILE
         ) from problem
-    metadata = _metadata(path, executable)
-    target = _device(device, module, path)
-    _check_functions(path, executable)
+    metadata = _metadata(path, vm.module)
+    _check_functions(path, vm.module)
     check_lib(metadata, model_dir)
-    return Library(path, relax.VirtualMachine(module, target), metadata, target)
+    return Library(path, vm, metadata, target)
 
 
 def _check_elf(path: Path) -> None:
@@ -93,12 +94,12 @@ def _check_elf(path: Path) -> None:
         raise ArtifactError("not a shared library", where=path, found=repr(magic), todo=RECOMPILE)
 
 
-def _metadata(path: Path, executable: Any) -> dict[str, Any]:
+def _metadata(path: Path, module: Any) -> dict[str, Any]:
 
-    if not executable.implements_function("_metadata"):
+    if not module.implements_function("_metadata"):
         raise ArtifactError("the lib has no function _metadata", where=path, todo=RECOMPILE)
     try:
-        metadata = json.loads(str(executable["_metadata"]()))
+        metadata = json.loads(str(module["_metadata"]()))
     except ValueError as problem:
         raise ArtifactError("_metadata is not JSON", where=path, found=str(problem)) from None
     missing = [key for key in REQUIRED_KEYS if key not in metadata]
@@ -114,13 +115,13 @@ def _metadata(path: Path, executable: Any) -> dict[str, Any]:
     return dict(metadata)
 
 
-def _check_functions(path: Path, executable: Any) -> None:
+def _check_functions(path: Path, module: Any) -> None:
     for name, arity in REQUIRED_FUNCTIONS.items():
-        if not executable.implements_function(name):
+        if not module.implements_function(name):
             raise ArtifactError(
                 "the lib lacks a function", where=path, found=f"no {name}", todo=RECOMPILE
             )
-        found = int(executable["get_function_arity"](name))
+        found = int(module["get_function_arity"](name))
         if found != arity:
             raise ArtifactError(
                 f"{name} of this lib has another signature",

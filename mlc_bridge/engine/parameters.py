@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +31,61 @@ def load_parameters(directory: Path, params: Sequence[Mapping[str, Any]], device
     """
     cache = read_index(directory)
     names = [p["name"] for p in params]
-    offsets, total = _layout(cache, names)
-    block = _allocate(total, device)
-    on_host = np.from_dlpack(block) if block.device.type == "cpu" else None
-    tensors = []
-    for name, offset in zip(names, offsets, strict=True):
-        array = cache.array(name)
-        check_calibrated(name, array)
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        if on_host is not None:
-            on_host[offset : offset + data.size] = data
-        else:
-            block._create_view((data.size,), "uint8", offset).copyfrom(data)
-        tensors.append(block._create_view(array.shape, cache.records[name].dtype, offset))
-    return tensors
+    for name in names:
+        if name.endswith("q_calibration_scale"):
+            check_calibrated(name, cache.array(name))
+    place = _host_block(cache, names) if device.type == "cpu" else _each_alone(device)
+    return [_filled(place, cache, name) for name in names]
+
+
+def _filled(place: Callable[[int], Any], cache: TensorCache, name: str) -> Any:
+    array = cache.array(name)
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    tensor = place(data.size)
+    tensor.copyfrom(data)
+    return tensor._create_view(array.shape, cache.records[name].dtype)
+
+
+def _host_block(cache: TensorCache, names: Sequence[str]) -> Callable[[int], Any]:
+    """Hands out the next bytes of one block. A compiled function refuses tensors with a byte
+    offset, so each is a tensor of its own over a slice of the block."""
+    import tvm_ffi
+
+    block, end = np.frombuffer(_huge_pages(_total(cache, names)), np.uint8), 0
+
+    def place(nbytes: int) -> Any:
+        nonlocal end
+        start, end = end, end + _aligned(nbytes)
+        return tvm_ffi.from_dlpack(block[start : start + nbytes])
+
+    return place
+
+
+def _each_alone(device: Any) -> Callable[[int], Any]:
+    import tvm
+
+    return lambda nbytes: tvm.runtime.empty((nbytes,), "uint8", device)
+
+
+def _total(cache: TensorCache, names: Sequence[str]) -> int:
+    records = [cache.records[name] for name in names]
+    return sum(_aligned(math.prod(r.shape) * dtype_of(r.dtype).itemsize) for r in records)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _huge_pages(nbytes: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def check_calibrated(name: str, array: Array) -> None:
     """Scales wait for calibration as NaN; a lib that used one would speak garbage."""
-    if name.endswith("q_calibration_scale") and not np.isfinite(array.astype(np.float32)).all():
+    if not np.isfinite(array.astype(np.float32)).all():
         raise ArtifactError(
             "this activation scale was never calibrated",
             where=name,
@@ -57,24 +93,3 @@ def check_calibrated(name: str, array: Array) -> None:
             expected="a positive number",
             todo="Run `mlc-bridge calibrate` on this model",
         )
-
-
-def _layout(cache: TensorCache, names: Sequence[str]) -> tuple[list[int], int]:
-    offsets, end = [], 0
-    for record in (cache.records[name] for name in names):
-        offsets.append(end)
-        nbytes = math.prod(record.shape) * dtype_of(record.dtype).itemsize
-        end += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return offsets, max(end, ALIGNMENT)
-
-
-def _allocate(nbytes: int, device: Any) -> Any:
-    import tvm
-    import tvm_ffi
-
-    if device.type != "cpu":
-        return tvm.runtime.empty((nbytes,), "uint8", device)
-    memory = mmap.mmap(-1, nbytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return tvm_ffi.from_dlpack(np.frombuffer(memory, np.uint8))
