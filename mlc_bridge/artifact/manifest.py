@@ -22,6 +22,8 @@ from mlc_bridge.errors import ArtifactError
 RUNTIME_LIMITS = frozenset(
     (
         "context_window_size",
+        "sliding_window_size",
+        "attention_sink_size",
         "prefill_chunk_size",
         "max_batch_size",
         "tensor_parallel_shards",

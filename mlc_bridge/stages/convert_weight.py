@@ -11,6 +11,7 @@ thing, and the report then says what it cost, layer by layer.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -34,13 +35,20 @@ from mlc_bridge.schemes import SCHEMES, Scheme, Spec
 from mlc_bridge.schemes.dense import BY_DTYPE, narrow
 from mlc_bridge.sources import Checkpoint, Source, detect
 from mlc_bridge.sources.hub import resolve
+from mlc_bridge.stages.choose_scheme import choose_scheme
 from mlc_bridge.stages.float_layers import float_layers
 from mlc_bridge.stages.progress import Progress, silent
+
+MD5_BELOW = 256 << 20
 
 
 @dataclass(frozen=True)
 class ConvertJob:
-    """What to convert; ``source`` names weights that lie elsewhere than ``model_dir``'s config."""
+    """What to convert; ``source`` names weights that lie elsewhere than ``model_dir``'s config.
+
+    ``md5``: write md5 sums, which MLC's downloader compares where they are (no runtime does). They
+    cost three times the copy itself, so by default only small models get them (``MD5_BELOW``).
+    """
 
     model_dir: str | Path
     output: str | Path
@@ -48,6 +56,7 @@ class ConvertJob:
     source: str | Path | None = None
     source_format: str = "auto"
     requantize: bool = False
+    md5: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,17 @@ class Plan:
         params = [(name, spec.shape, spec.dtype) for name, spec in self.specs.items()]
         return fingerprint(self.arch.name, self.config.asdict(), params)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters together."""
+        sizes = (dtype_of(s.dtype).itemsize * math.prod(s.shape) for s in self.specs.values())
+        return sum(sizes)
+
+    @property
+    def elements(self) -> int:
+        """Logical elements: what the float model has."""
+        return sum(w.n * max(w.k, 1) + (w.n if w.bias else 0) for w in self.weights)
+
 
 @dataclass
 class Encoded:
@@ -133,8 +153,9 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     sizes: dict[str, int] = {}
     told: list[Encoded] = []
     specs = plan.specs
-    total = sum(_nbytes(spec) for spec in specs.values())
-    with ShardWriter(output, {"mlc_bridge": stamp}) as writer:
+    total = plan.nbytes
+    md5 = total < MD5_BELOW if job.md5 is None else job.md5
+    with ShardWriter(output, {"mlc_bridge": stamp}, md5=md5) as writer:
         for item in encoded(plan, job.requantize):
             kind = "float linear" if item.weight.path in plan.config.float_layers else None
             for suffix, array in item.params.items():
@@ -145,11 +166,10 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
             progress("convert", writer.nbytes, total)
             item.params = {}
             told.append(item)
-        count = _logical(plan.weights)
         writer.metadata.update(
             ParamSize=len(writer.records),
             ParamBytes=float(writer.nbytes),
-            BitsPerParam=writer.nbytes * 8 / count,
+            BitsPerParam=writer.nbytes * 8 / plan.elements,
         )
     return ConvertReport(
         output=output,
@@ -160,7 +180,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
         n_params=len(writer.records),
         nbytes=writer.nbytes,
         sizes=sizes,
-        weights=count,
+        weights=plan.elements,
         scales_rounded=sum(item.scales_rounded for item in told),
         float_layers=tuple(plan.config.float_layers),
         requantized=tuple(item.error for item in told if item.error is not None),
@@ -178,7 +198,8 @@ def plan_weights(job: ConvertJob) -> Plan:
     floats = float_layers(ckpt, source, arch.weights(arch.config(ckpt.config)))
     config = arch.config(ckpt.config, float_layers=floats)
     weights = arch.weights(config)
-    scheme = SCHEMES[job.quantization]
+    auto = job.quantization == "auto"
+    scheme = choose_scheme(ckpt, source, weights) if auto else SCHEMES[job.quantization]
     plan = Plan(ckpt, source, scheme, arch, config, weights)
     for weight in weights:
         plan.params(weight)
@@ -205,9 +226,9 @@ def encoded(plan: Plan, requantize: bool) -> Iterator[Encoded]:
 
 
 def _encode(plan: Plan, weight: Weight, requantize: bool) -> Encoded:
-    specs = plan.params(weight)
     done = Encoded(weight, {})
-    scheme = plan.scheme if "weight" not in specs else BY_DTYPE[plan.scheme.model_dtype]
+    is_float = "weight" in plan.params(weight)
+    scheme = BY_DTYPE[plan.scheme.model_dtype] if is_float else plan.scheme
     if weight.role == "norm":
         arrays: list[QTensor | Array] = [plan.ckpt.tensor(f"{weight.sources[0]}.weight")]
     else:
@@ -217,10 +238,6 @@ def _encode(plan: Plan, weight: Weight, requantize: bool) -> Encoded:
         parts = [_bias(plan, layer) for layer in weight.sources]
         bias = np.concatenate(parts) if len(parts) > 1 else parts[0]
         done.params["bias"] = narrow(bias, plan.scheme.model_dtype, f"{weight.path}.bias")
-    for suffix, spec in specs.items():
-        if spec.filled_by == "calibrate" and suffix not in done.params:
-            # NaN says "not calibrated yet", on disk and to the engine.
-            done.params[suffix] = np.full(spec.shape, np.nan, np.float32)
     return done
 
 
@@ -372,11 +389,3 @@ def _check_output(output: Path, plan: Plan) -> None:
                 expected=wanted,
                 todo="Run gen-config again with the same flags, or choose another output",
             )
-
-
-def _nbytes(spec: Spec) -> int:
-    return int(np.prod(spec.shape)) * dtype_of(spec.dtype).itemsize
-
-
-def _logical(weights: Sequence[Weight]) -> int:
-    return sum(w.n * max(w.k, 1) + (w.n if w.bias else 0) for w in weights)
