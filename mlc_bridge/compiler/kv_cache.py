@@ -10,7 +10,6 @@ front ends write, and newer runtimes take both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,10 @@ from tvm import relax, tirx
 from tvm.relax.frontend.nn.llm import kv_cache as tvm_kernels
 from tvm.target import Target
 
+from tir_schedules.cpu.attention import cpu_kv_cache_functions
+
+SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "sliding")
+PAGE = 16
 MHA, MHA_SLIDING = 0, 3
 ROPE_NORMAL = 1
 
@@ -49,31 +52,30 @@ class CacheLayout:
 
 def attach_cache(mod: tvm.IRModule, layout: CacheLayout, target: Target) -> tvm.IRModule:
     """``mod`` with the function that creates the cache, and all of its kernels."""
+    kernels = (
+        cpu_kernels(layout, target) if target.kind.name == "llvm" else gpu_kernels(layout, target)
+    )
     builder = relax.BlockBuilder(mod)
-    sizes = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "sliding")
-    size = {name: tirx.Var(name, "int64") for name in sizes}
+    size = {name: tirx.Var(name, "int64") for name in SIZES}
     params = [relax.Var(f"{name}_", relax.ShapeType([var])) for name, var in size.items()]
-
-    def kernel(func: tirx.PrimFunc, name: str) -> Any:
-        return builder.add_func(func, name)
-
-    def task(func: tirx.PrimFunc, name: str) -> Any:
-        return relax.Tuple([tvm.ir.StringImm("tirx"), kernel(func, name)])
-
-    kernels = _cpu_kernels if target.kind.name == "llvm" else _gpu_kernels
     with builder.function("create_tir_paged_kv_cache", params=params):
+        added = {
+            name: builder.add_func(func.with_attr("global_symbol", name), name)
+            for name, func in kernels.items()
+        }
         call = relax.call_pure_packed(
             "vm.builtin.paged_attention_kv_cache_create",
             relax.ShapeExpr(list(size.values())),
-            *_sizes(layout),
-            *kernels(layout, size["page_size"], target, kernel, task),
+            *_model(layout),
+            *_tasks(added),
             ty_args=relax.AnyType(),
         )
         builder.emit_func_output(builder.emit(call))
     return builder.finalize()
 
 
-def _sizes(layout: CacheLayout) -> list[Any]:
+def _model(layout: CacheLayout) -> list[Any]:
+    """The constructor's arguments that describe the model."""
     return [
         relax.ShapeExpr([0, layout.layers]),
         relax.prim_value(layout.heads),
@@ -90,80 +92,60 @@ def _sizes(layout: CacheLayout) -> list[Any]:
     ]
 
 
-Kernel = Callable[[tirx.PrimFunc, str], Any]
+def _tasks(kernel: dict[str, Any]) -> list[Any]:
+    """The constructor's arguments that are kernels."""
+    append, *attention, merge, rope, copy, debug, compact = kernel.values()
+    return [
+        append,
+        append,  # the latent-attention variant, which these models never call
+        *(relax.Tuple([tvm.ir.StringImm("tirx"), task]) for task in attention),
+        relax.Tuple([]),
+        relax.Tuple([merge]),
+        rope,
+        copy,
+        debug,
+        compact,
+    ]
 
 
-def _shared_kernels(layout: CacheLayout, kernel: Kernel) -> tuple[Any, Any, Any, Any]:
-    kv, d, dtype = layout.kv_heads, layout.head_dim, layout.dtype
-    rope = tvm_kernels.llama_rope_with_position_map(
-        layout.rope_theta,
-        layout.rope_scale,
-        d,
-        layout.heads,
-        kv,
-        dtype,
-        layout.rope_scaling or {},
-        layout.rotary_dim or d,
+def cpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]:
+    """Name -> kernel in the constructor's order."""
+    return cpu_kv_cache_functions(
+        num_layers=layout.layers,
+        num_q=layout.heads,
+        num_kv=layout.kv_heads,
+        qk_head_dim=layout.head_dim,
+        v_head_dim=layout.head_dim,
+        dtype=layout.dtype,
+        rope_theta=layout.rope_theta,
+        rope_scale=layout.rope_scale,
+        rope_scaling=layout.rope_scaling,
+        rotary_dim=layout.rotary_dim or layout.head_dim,
+        target=target,
+        page_size=PAGE,
     )
-    return (
-        kernel(tvm_kernels._kv_cache_transpose_append(kv, d, dtype), "kv_cache_append"),
-        kernel(tvm_kernels._kv_cache_transpose_append_mla(d, dtype), "kv_cache_append_mla"),
-        kernel(rope, "split_rotary"),
-        kernel(
-            tvm_kernels._kv_cache_debug_get_kv(layout.layers, kv, d, dtype), "kv_cache_debug_get_kv"
+
+
+def gpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]:
+    """Name -> kernel in the constructor's order; TVM's own kernels."""
+    k = tvm_kernels
+    h, kv, d, dtype = layout.heads, layout.kv_heads, layout.head_dim, layout.dtype
+    theta, scaling = layout.rope_theta, layout.rope_scaling or {}
+    last = (scaling, target)
+    return {
+        "append": k._kv_cache_transpose_append(kv, d, dtype),
+        "prefill_ragged": k._attention_prefill_ragged(kv, h, d, d, dtype, *last),
+        "prefill": k._attention_prefill(kv, h, d, dtype, False, *last),
+        "decode": k._attention_decode(kv, h, d, dtype, False, *last),
+        "prefill_sliding": k._attention_prefill(kv, h, d, dtype, True, *last),
+        "decode_sliding": k._attention_decode(kv, h, d, dtype, True, *last),
+        "prefill_tree_paged": k.tree_attn_with_paged_kv_cache(kv, h, d, dtype, *last),
+        "prefill_tree": k.tree_attn(kv, h, d, dtype, *last),
+        "merge_state": k._merge_state_inplace(h, d, dtype, target, "merge_state"),
+        "split_rotary": k.llama_rope_with_position_map(
+            theta, layout.rope_scale, d, h, kv, dtype, scaling, layout.rotary_dim or d
         ),
-    )
-
-
-def _cpu_kernels(
-    layout: CacheLayout, page: tirx.Var, target: Target, kernel: Kernel, task: Kernel
-) -> list[Any]:
-    k = tvm_kernels
-    h, kv, d, dtype = layout.heads, layout.kv_heads, layout.head_dim, layout.dtype
-    scaling = layout.rope_scaling or {}
-    append, append_mla, rope, debug = _shared_kernels(layout, kernel)
-    return [
-        append,
-        append_mla,
-        task(k._attention_prefill_ragged_cpu(kv, h, d, d, dtype, scaling), "prefill_ragged"),
-        task(k._attention_prefill_cpu(kv, h, d, dtype, False, scaling), "prefill_paged"),
-        task(k._attention_decode_cpu(kv, h, d, dtype, False, scaling), "decode_paged"),
-        task(k._attention_prefill_cpu(kv, h, d, dtype, True, scaling), "prefill_sliding"),
-        task(k._attention_decode_cpu(kv, h, d, dtype, True, scaling), "decode_sliding"),
-        task(k.tree_attn_cpu(kv, h, d, dtype, scaling), "prefill_tree"),
-        task(k.tree_attn_with_paged_kv_cache_cpu(kv, h, d, dtype, scaling), "prefill_tree_paged"),
-        relax.Tuple([]),
-        relax.Tuple([kernel(k._merge_state_inplace_cpu(dtype), "merge_state")]),
-        rope,
-        kernel(k._copy_single_page_cpu(kv, page, d, dtype), "copy_single_page"),
-        debug,
-        kernel(k._compact_kv_copy_cpu(kv, d, dtype), "compact_kv_copy"),
-    ]
-
-
-def _gpu_kernels(
-    layout: CacheLayout, page: tirx.Var, target: Target, kernel: Kernel, task: Kernel
-) -> list[Any]:
-    k = tvm_kernels
-    h, kv, d, dtype = layout.heads, layout.kv_heads, layout.head_dim, layout.dtype
-    scaling = layout.rope_scaling or {}
-    append, append_mla, rope, debug = _shared_kernels(layout, kernel)
-    merge = k._merge_state_inplace(h, d, dtype, target, "merge_state")
-    tree, tree_paged = k.tree_attn, k.tree_attn_with_paged_kv_cache
-    return [
-        append,
-        append_mla,
-        task(k._attention_prefill_ragged(kv, h, d, d, dtype, scaling, target), "prefill_ragged"),
-        task(k._attention_prefill(kv, h, d, dtype, False, scaling, target), "prefill_paged"),
-        task(k._attention_decode(kv, h, d, dtype, False, scaling, target), "decode_paged"),
-        task(k._attention_prefill(kv, h, d, dtype, True, scaling, target), "prefill_sliding"),
-        task(k._attention_decode(kv, h, d, dtype, True, scaling, target), "decode_sliding"),
-        task(tree_paged(kv, h, d, dtype, scaling, target), "prefill_tree_paged"),
-        task(tree(kv, h, d, dtype, scaling, target), "prefill_tree"),
-        relax.Tuple([]),
-        relax.Tuple([kernel(merge, "merge_state")]),
-        rope,
-        kernel(k._copy_single_page(kv, page, d, dtype, target), "copy_single_page"),
-        debug,
-        kernel(k._compact_kv_copy(kv, d, dtype, target), "compact_kv_copy"),
-    ]
+        "copy_page": k._copy_single_page(kv, PAGE, d, dtype, target),
+        "debug_get_kv": k._kv_cache_debug_get_kv(layout.layers, kv, d, dtype),
+        "compact": k._compact_kv_copy(kv, d, dtype, target),
+    }

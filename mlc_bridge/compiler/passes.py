@@ -66,9 +66,7 @@ def embedding_allocator(chunk: int) -> Pass:
         builder = relax.BlockBuilder(mod)
         with builder.function("alloc_embedding_tensor", []):
             shape = relax.ShapeExpr([chunk, out.shape[-1]])
-            tensor = relax.op.builtin.alloc_tensor(
-                shape, str(out.dtype), runtime_device_index=0
-            )
+            tensor = relax.op.builtin.alloc_tensor(shape, str(out.dtype), runtime_device_index=0)
             builder.emit_func_output(builder.emit(tensor))
         return builder.finalize()
 
