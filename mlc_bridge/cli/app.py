@@ -109,6 +109,17 @@ def _show_plan(plan: BuildPlan) -> None:
     show.notes(plan.notes)
 
 
+def _target(text: str) -> str:
+    """The short form of a target: kind, triple or architecture, number of CPU features."""
+    try:
+        target = json.loads(text)
+    except ValueError:
+        return text
+    parts = [target.get("kind"), target.get("mtriple") or target.get("arch")]
+    features = len(target.get("mattr", ()))
+    return " ".join(str(p) for p in parts if p) + (f" ({features} features)" if features else "")
+
+
 def _show_build(found: BuildReport) -> None:
     times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.times.items())
     show.rows(
@@ -117,7 +128,7 @@ def _show_build(found: BuildReport) -> None:
             ("output", found.output),
             ("weights", f"{show.size(found.convert.nbytes)}, "
              f"{found.convert.bits_per_weight:.2f} bits per weight"),
-            ("library", f"{show.size(found.compile.size)} for {found.compile.target}"),
+            ("library", f"{show.size(found.compile.size)} for {_target(found.compile.target)}"),
             ("time", f"{times}, in all {sum(found.times.values()):.2f} s"),
             ("try it", f"mlc-bridge chat {found.output}"),
         ],

@@ -36,6 +36,7 @@ HELP = {
     "model_lib": "Compiled library; default is lib.so in the model directory.",
     "dataset": "Calibration data: ShareGPT JSON, JSONL or plain text.",
     "num_calibration_samples": "Samples to take from it.",
+    "md5": "Write the shards' md5; by default only for small models.",
     "seed": "Seed of all randomness.",
 }
 
@@ -83,6 +84,8 @@ def _annotation(field: dataclasses.Field[Any], hint: Any, *, first: bool) -> Any
     if not _needed(field) and field.default not in (None, False):
         text = f"{text} [default: {field.default}]".strip()
     flag = f"--{field.name.replace('_', '-')}"
+    if hint == bool | None:  # three answers: yes, no, and the Job's own choice
+        flag = f"{flag}/--no-{flag[2:]}"
     names = ("-o", flag) if field.name == "output" else (flag,)
     return Annotated[wanted, typer.Option(*names, help=text, show_default=False)]
 

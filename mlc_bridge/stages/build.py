@@ -26,8 +26,6 @@ from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
 from mlc_bridge.stages.convert_weight import (
     ConvertJob,
     ConvertReport,
-    _logical,
-    _nbytes,
     convert_weight,
     plan_weights,
 )
@@ -147,7 +145,6 @@ def _part(kind: Any, job: BuildJob, **other: Any) -> Any:
 
 def _plan(job: BuildJob, config: GenConfigReport, convert: ConvertJob) -> BuildPlan:
     plan = plan_weights(convert)
-    nbytes = sum(_nbytes(spec) for spec in plan.specs.values())
     return BuildPlan(
         model=plan.ckpt.path,
         output=Path(job.output),
@@ -157,8 +154,8 @@ def _plan(job: BuildJob, config: GenConfigReport, convert: ConvertJob) -> BuildP
         conv_template=config.config.conv_template.name or "unnamed",
         prompts_proven_equal=config.prompts_proven_equal,
         n_params=len(plan.specs),
-        nbytes=nbytes,
-        bits_per_weight=nbytes * 8 / _logical(plan.weights),
+        nbytes=plan.nbytes,
+        bits_per_weight=plan.nbytes * 8 / plan.elements,
         float_layers=tuple(plan.config.float_layers),
         context_window_size=config.config.context_window_size,
         device=job.target or job.device,
