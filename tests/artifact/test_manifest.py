@@ -1,0 +1,77 @@
+"""Lib and weights of different builds are told apart, by the first difference."""
+
+import numpy as np
+import pytest
+
+from mlc_bridge.artifact.manifest import check_lib, fingerprint
+from mlc_bridge.artifact.tensor_cache import ShardWriter
+from mlc_bridge.errors import ArtifactError
+
+CONFIG = {"hidden_size": 8, "context_window_size": 2048, "vocab_size": 5}
+PARAMS = [("a.weight", (2, 3), "float16"), ("b.weight", (4,), "uint32")]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    def make(**stamp):
+        with ShardWriter(tmp_path, stamp) as writer:
+            for name, shape, dtype in PARAMS:
+                writer.add(name, np.zeros(shape, dtype))
+        return tmp_path
+
+    return make
+
+
+def metadata(params=PARAMS, **more):
+    return {"params": [{"name": n, "shape": list(s), "dtype": d} for n, s, d in params], **more}
+
+
+def stamp(value):
+    return {"mlc_bridge": {"version": "1", "fingerprint": value}}
+
+
+def test_fingerprint_sees_the_graph_and_not_the_limits():
+    one = fingerprint("llama", CONFIG, PARAMS)
+    assert one == fingerprint("llama", {**CONFIG, "context_window_size": 1}, reversed(PARAMS))
+    assert one == fingerprint(
+        "llama", CONFIG, [*PARAMS, ("a.q_calibration_scale", (1,), "float32")]
+    )
+    others = {
+        fingerprint("qwen2", CONFIG, PARAMS),
+        fingerprint("llama", {**CONFIG, "hidden_size": 9}, PARAMS),
+        fingerprint("llama", CONFIG, PARAMS[:1]),
+        fingerprint("llama", CONFIG, [("a.weight", (3, 2), "float16"), PARAMS[1]]),
+        fingerprint("llama", CONFIG, [("a.weight", (2, 3), "float32"), PARAMS[1]]),
+    }
+    assert len(others | {one}) == 6
+    assert len(one) == 64
+
+
+def test_agreement_with_and_without_a_stamp(weights):
+    check_lib(metadata(), weights())
+    check_lib(metadata(**stamp("abc")), weights())
+    check_lib(metadata(), weights(**stamp("abc")))
+    check_lib(metadata(**stamp("abc")), weights(**stamp("abc")))
+
+
+def test_a_symbolic_dimension_takes_any_length(weights):
+    check_lib(metadata([("a.weight", ("vocab_size", 3), "float16")]), weights())
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ([("a.weight", (2, 4), "float16")], r"a.weight.*found \[2, 3\] float16, expected \[2, 4\]"),
+        ([("a.weight", (2, 3, 1), "float16")], "a.weight"),
+        ([("b.weight", (4,), "float16")], r"b.weight.*uint32.*float16"),
+        ([("c.weight", (1,), "float16")], "c.weight.*no such parameter"),
+    ],
+)
+def test_the_first_difference_is_named(weights, params, said):
+    with pytest.raises(ArtifactError, match=said):
+        check_lib(metadata(params), weights())
+
+
+def test_equal_shapes_of_another_build_are_refused(weights):
+    with pytest.raises(ArtifactError, match="different builds"):
+        check_lib(metadata(**stamp("abc")), weights(**stamp("xyz")))
