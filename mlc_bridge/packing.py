@@ -138,3 +138,61 @@ def repack(array: PackedArray, packing: Packing) -> PackedArray:
     if array.packing == packing:
         return array
     return pack(array.unpack(), packing)
+
+
+def from_gemv_fast(words: Array) -> PackedArray:
+    """AutoAWQ GEMV_FAST and llm-awq v2: uint16 ``[n/4, k]`` as natural 4-bit words ``[n, k/8]``.
+
+    A row of words holds four rows of the weight, 64 columns of each in turn. Two words side by
+    side are 32 bits of one row: nibble ``i`` of the ``j``-th of four such words in a run of 32
+    columns is column ``2 j + 8 i`` for ``i < 4`` and ``2 j + 1 + 8 (i - 4)`` after that. Bringing
+    nibble ``i + 4`` beside nibble ``i`` makes bytes of two neighbouring columns, and a 4 x 4
+    transpose of bytes puts them in order.
+    """
+    rows, k = words.shape
+    n = 4 * rows
+    wide = _shuffle_nibbles(np.ascontiguousarray(words).view(np.uint32))
+    quads = wide.reshape(rows, k // 64, 4, 2, 4, 1).view(np.uint8)  # .., row, run of 32, j, byte
+    ordered = quads.transpose(0, 2, 1, 3, 5, 4)
+    return PackedArray(
+        np.ascontiguousarray(ordered).view(np.uint32).reshape(n, k // 8), NK4, (n, k)
+    )
+
+
+def from_marlin(words: Array) -> PackedArray:
+    """Marlin's uint32 ``[k/16, 2 n]`` as natural 4-bit words ``[n, k/8]``.
+
+    Four 16 x 16 tiles (k, n) side by side make 128 words. Word ``(c, a, j)`` of them, c and a
+    counting 8 and 4, is of tile ``j``; its nibbles, written ``(r0, b, r1)`` from the highest bit of
+    their number to the lowest, are the codes at column ``8 b + c`` and row ``8 r1 + 2 a + r0``.
+    """
+    rows, cols = words.shape
+    n, k = cols // 2, rows * 16
+    codes = _nibbles(words).reshape(rows, n // 64, 8, 4, 4, 2, 2, 2)
+    t, blk, c, a, j, r0, b, r1 = range(8)
+    ordered = codes.transpose(blk, j, b, c, t, r1, a, r0).reshape(n, k)
+    return pack(ordered, NK4)
+
+
+def marlin_scales(scales: Array, grouped: bool) -> Array:
+    """Marlin's scales ``[groups, n]`` in the natural order of n."""
+    groups, n = scales.shape
+    if grouped:
+        return scales.reshape(groups, n // 64, 8, 8).swapaxes(2, 3).reshape(groups, n)
+    return scales.reshape(groups, n // 32, 4, 4, 2).swapaxes(2, 3).reshape(groups, n)
+
+
+def _shuffle_nibbles(words: Array) -> Array:
+    """Nibbles 0 1 2 3 4 5 6 7 of each uint32 in the order 0 4 1 5 2 6 3 7."""
+    for shift, mask in ((8, 0x0000FF00), (4, 0x00F000F0)):
+        swap = (words ^ (words >> np.uint32(shift))) & np.uint32(mask)
+        words = words ^ swap ^ (swap << np.uint32(shift))
+    return words
+
+
+def _nibbles(words: Array) -> Array:
+    """The eight nibbles of each uint32, lowest first, as uint8 in a new last axis."""
+    out = np.empty((*words.shape, 8), np.uint8)
+    for i in range(8):
+        out[..., i] = (words >> np.uint32(4 * i)) & np.uint32(15)
+    return out

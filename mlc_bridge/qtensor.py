@@ -106,6 +106,20 @@ def constant_zero(value: int, grid: tuple[int, int], packing: Packing) -> Packed
     return pack(np.full(grid, value, np.uint8), packing)
 
 
+def zero_of_product(product: Array, scale: Array, bits: int) -> PackedArray:
+    """Whole zeros of ``bits`` bits from ``product = -(scale * zero)``, rounded to the file's dtype.
+
+    Raises ValueError when a quotient is no whole number, within what that rounding allows.
+    """
+    quotient = -product.astype(np.float32) / scale.astype(np.float32)
+    zero = np.rint(quotient)
+    # 8 bits of mantissa (bfloat16) leave 2^-8 * 15 < 0.06 around a zero of 15.
+    if not (np.abs(quotient - zero) < 0.1).all() or zero.min() < 0 or zero.max() >= 1 << bits:
+        worst = float(quotient.flat[int(np.argmax(np.abs(quotient - zero)))])
+        raise ValueError(f"not minus the scale times a whole zero point: {worst}")
+    return pack(zero.astype(np.uint8), Packing(bits, "n"))
+
+
 def group_order(g_idx: Array, group: int) -> Array | None:
     """Activation order from the group of each input column: the columns, group by group.
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from mlc_bridge.errors import UnknownFormat
 from mlc_bridge.registry import Table, table
 from mlc_bridge.sources.autoawq import AutoAWQ
+from mlc_bridge.sources.autoawq_gemv import AutoAWQGemv
+from mlc_bridge.sources.autoawq_gemv_fast import AutoAWQGemvFast
+from mlc_bridge.sources.autoawq_marlin import AutoAWQMarlin
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.compressed_tensors import CompressedTensors
 from mlc_bridge.sources.dense import Dense
@@ -14,11 +17,21 @@ from mlc_bridge.sources.source import Evidence, Source
 
 __all__ = ["SOURCES", "Checkpoint", "Evidence", "Source", "detect"]
 
-SOURCES: Table[Source] = table("sources", Dense(), AutoAWQ(), GPTQ(), CompressedTensors(), HFFP8())
+SOURCES: Table[Source] = table(
+    "sources",
+    Dense(),
+    AutoAWQ(),
+    AutoAWQGemv(),
+    AutoAWQGemvFast(),
+    AutoAWQMarlin(),
+    GPTQ(),
+    CompressedTensors(),
+    HFFP8(),
+)
 
 # MLC LLM's words for --source-format, each a family here.
 ALIASES = {
-    "awq": ("autoawq",),
+    "awq": ("autoawq", "autoawq-gemv", "autoawq-gemv-fast", "autoawq-marlin"),
     "huggingface-safetensor": ("dense",),
     "huggingface-torch": ("dense",),
 }

@@ -83,10 +83,40 @@ def test_autoawq_parameters(tmp_path: Path, case: str) -> None:
         source.check(ckpt, Q, (64, 256))
 
 
-def test_shape_unlike_the_config() -> None:
-    ckpt = Checkpoint.open(GOLDEN / CASE)
-    with pytest.raises(SourceError, match=r"qweight: wrong shape; found \(256, 8\)"):
-        SOURCES["autoawq"].check(ckpt, Q, (128, 256))
+VERSIONS = [name for name in SOURCES if name.startswith("autoawq")]
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_shape_unlike_the_config(name: str) -> None:
+    ckpt = Checkpoint.open(GOLDEN / name / "w4-g128")
+    SOURCES[name].check(ckpt, Q, (64, 256))
+    for shape in ((128, 256), (64, 512), (256, 64)):
+        with pytest.raises(SourceError, match=rf"{Q}\.qweight: wrong shape"):
+            SOURCES[name].check(ckpt, Q, shape)
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+@pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
+@pytest.mark.parametrize("damage", ["missing", "wrong dtype", "wrong shape"])
+def test_every_part_of_every_version_is_checked(
+    tmp_path: Path, name: str, part: str, damage: str
+) -> None:
+    whole = load_file(GOLDEN / name / "w4-g128" / "model.safetensors")
+    if f"{Q}.{part}" not in whole:
+        pytest.skip("this version has no such tensor")
+    old = whole[f"{Q}.{part}"]
+    new = {"missing": None, "wrong dtype": old.astype(np.int64), "wrong shape": old[:-1]}[damage]
+    ckpt = edited(tmp_path, f"{name}/w4-g128", tensors={f"{Q}.{part}": new})
+    with pytest.raises(SourceError, match=Q):
+        SOURCES[name].check(ckpt, Q, (64, 256))
+
+
+def test_zero_points_that_are_no_whole_numbers(tmp_path: Path) -> None:
+    zeros = load_file(GOLDEN / "autoawq-gemv-fast/w4-g128/model.safetensors")[f"{Q}.qzeros"]
+    tensors = {f"{Q}.qzeros": (zeros * 1.3).astype(np.float16)}
+    ckpt = edited(tmp_path, "autoawq-gemv-fast/w4-g128", tensors=tensors)
+    with pytest.raises(SourceError, match=r"qzeros: not minus the scale times a whole"):
+        SOURCES["autoawq-gemv-fast"].read(ckpt, Q)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1.0, 0.0])
