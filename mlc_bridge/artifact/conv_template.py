@@ -53,7 +53,7 @@ def derive(source: ChatTemplate) -> Derived:
     """MLC's form of the template, proven equal; ``ConfigError`` shows the first difference."""
     first: ConfigError | None = None
     try:
-        for bos in (source.bos, None) if source.bos else (None,):
+        for bos in _begin_tokens(source):
             for parts in _cuts(source.render, bos):
                 try:
                     return _prove(_assemble(parts, source.render, bos), source, bos)
@@ -64,6 +64,12 @@ def derive(source: ChatTemplate) -> Derived:
     except (TemplateError, TypeError, ValueError, _NoForm) as error:
         raise _refusal(source, f"a plain conversation does not render: {error}") from error
     raise first or _refusal(source, "its turns cannot be told apart")
+
+
+def _begin_tokens(source: ChatTemplate) -> tuple[tuple[str, int] | None, ...]:
+    """MLC's begin token, or (also tried when tokens then differ) the token as text of the prompt."""
+    printed = source.bos is not None and source.render(_chat(U)).startswith(source.bos[0])
+    return (source.bos, None) if printed else (None,)
 
 
 # --- cutting a rendered probe into MLC's parts -------------------------------------------------
