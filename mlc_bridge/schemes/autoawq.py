@@ -36,6 +36,7 @@ from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import AWQ, Array, PackedArray, pack, repack
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes.matmul import dequantized_matmul, dequantized_rows
+from mlc_bridge.schemes.model_dtype import narrow
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -70,20 +71,21 @@ class AutoAWQ:
         }
 
     def quantize(self, w: Array) -> QTensor:
-        """AutoAWQ's asymmetric min/max rounding of ``w`` ``[n, k]``, with scales in float16.
+        """AutoAWQ's asymmetric min/max rounding of ``w`` ``[n, k]``.
 
         s = max(max - min, 1e-5) / 15,  zero = clip(-round(min / s), 0, 15),
-        code = clip(round(w / s) + zero, 0, 15); rounding is half to even.
+        code = clip(round(w / s) + zero, 0, 15); every quotient is a float16, as in the tool, and
+        rounds half to even.
         """
         n, k = w.shape
         self.params(n, k)
         g = self.group or k
-        groups = np.asarray(w, np.float32).reshape(n, k // g, g)
+        groups = narrow(w, "float16", "weight").reshape(n, k // g, g)
         low, high = groups.min(axis=2), groups.max(axis=2)
-        scale = (np.maximum(high - low, 1e-5) / 15).astype(np.float16)
-        step = scale.astype(np.float32)
-        zero = np.clip(-np.rint(low / step), 0, 15)
-        codes = np.clip(np.rint(groups / step[..., None]) + zero[..., None], 0, 15)
+        scale = np.maximum(high - low, np.float16(1e-5)) / np.float16(15)
+        zero = np.clip(-np.rint(low / scale), 0, 15)
+        steps = np.rint((groups / scale[..., None]).astype(np.float32))
+        codes = np.clip(steps + zero[..., None], 0, 15)
         return QTensor(
             codes=pack(codes.reshape(n, k).astype(np.uint8), AWQ),
             scale=np.ascontiguousarray(scale.T).T,

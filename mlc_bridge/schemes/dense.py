@@ -10,26 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import ml_dtypes
 import numpy as np
 
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes.matmul import dequantized_rows, nt_matmul
+from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
 
 ModelDtype = Literal["float16", "bfloat16", "float32"]
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float32": np.dtype(np.float32),
-}
 
 
 @dataclass(frozen=True)
@@ -71,19 +66,3 @@ Q0F16 = Dense("q0f16", "float16")
 Q0BF16 = Dense("q0bf16", "bfloat16")
 Q0F32 = Dense("q0f32", "float32")
 BY_DTYPE: dict[str, Dense] = {row.model_dtype: row for row in (Q0F16, Q0BF16, Q0F32)}
-
-
-def narrow(array: Array, dtype: str, name: str) -> Array:
-    """A float tensor in the model dtype, rounded to nearest even; itself where the dtype is equal.
-
-    Raises CannotExpress where a finite value would become infinite.
-    """
-    wanted = NUMPY_DTYPES[dtype]
-    if array.dtype == wanted:
-        return array
-    with np.errstate(over="ignore"):
-        result = array.astype(wanted)
-    lost = np.isinf(result)
-    if lost.any() and (values := array[lost][np.isfinite(array[lost])]).size:
-        raise CannotExpress(name, BY_DTYPE[dtype].name, f"{float(values[0]):g} overflows {dtype}")
-    return result

@@ -32,7 +32,8 @@ from mlc_bridge.models.arch import parameters
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor, concat
 from mlc_bridge.schemes import SCHEMES, Scheme, Spec
-from mlc_bridge.schemes.dense import BY_DTYPE, narrow
+from mlc_bridge.schemes.dense import BY_DTYPE
+from mlc_bridge.schemes.model_dtype import narrow
 from mlc_bridge.sources import Checkpoint, Source, detect
 from mlc_bridge.sources.hub import resolve
 from mlc_bridge.stages.choose_scheme import choose_scheme
