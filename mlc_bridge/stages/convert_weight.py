@@ -296,11 +296,13 @@ def _requantized(
 
 
 def _error(path: str, exact: Array, got: Array) -> LayerError:
+    def dot(a: Array, b: Array) -> float:
+        return float(np.sum(a * b, dtype=np.float64))
+
     gap = got - exact
-    norms = float(np.linalg.norm(exact)) * float(np.linalg.norm(got))
-    cosine = float(np.vdot(exact, got)) / norms if norms else 1.0
-    rms = float(np.sqrt(np.mean(np.square(gap, dtype=np.float64))))
-    return LayerError(path, float(np.abs(gap).max()), rms, cosine)
+    norms = math.sqrt(dot(exact, exact) * dot(got, got))
+    cosine = dot(exact, got) / norms if norms else 1.0
+    return LayerError(path, float(np.abs(gap).max()), math.sqrt(dot(gap, gap) / gap.size), cosine)
 
 
 def _bias(plan: Plan, layer: str) -> Array:
@@ -341,7 +343,7 @@ def _check_sources(ckpt: Checkpoint, source: Source, weight: Weight) -> None:
 
 def _check_leftovers(plan: Plan) -> None:
     """Every tensor of the checkpoint is used, or known to mean nothing here."""
-    used: set[str] = set()
+    used = set(plan.source.aside(plan.ckpt))
     for weight in plan.weights:
         for layer in weight.sources:
             if weight.role == "norm":

@@ -1,0 +1,126 @@
+"""Interruption at any moment: the output either does not exist or is complete; a rerun succeeds."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.synthetic import Shape, write_checkpoint
+from mlc_bridge.artifact.tensor_cache import INDEX, read_index
+from mlc_bridge.errors import ArtifactError
+from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
+
+# About 60 MB, several shards; a run takes about a third of a second.
+SHAPE = Shape(hidden=1024, layers=6, heads=8, kv_heads=4, inner=2816, vocab=8192)
+RUN = """
+import sys
+from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
+print("begin", flush=True)
+convert_weight(ConvertJob(sys.argv[1], sys.argv[2], "q4f16_autoawq", md5=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    home = tmp_path_factory.mktemp("source")
+    write_checkpoint(home, SHAPE, shard_bytes=16 << 20)
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    convert_weight(ConvertJob(source, out, "q4f16_autoawq", md5=True))
+    return contents(out)
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def start(source, out):
+    command = [sys.executable, "-c", RUN, str(source), str(out)]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begin\n"
+    return process
+
+
+def interrupt(process, delay, signal_number):
+    time.sleep(delay)
+    process.send_signal(signal_number)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def test_killed_at_any_moment_then_run_again(source, whole, tmp_path):
+    rng = random.Random(7)
+    out, killed = tmp_path / "out", 0
+    for _ in range(12):
+        code = interrupt(start(source, out), rng.uniform(0, 0.3), signal.SIGKILL)
+        killed += code == -signal.SIGKILL
+        if (out / INDEX).exists():
+            read_index(out, md5=True)
+    assert killed >= 4
+    convert_weight(ConvertJob(source, out, "q4f16_autoawq", md5=True))
+    assert contents(out) == whole
+
+
+def test_ctrl_c_leaves_nothing_or_everything(source, whole, tmp_path):
+    rng = random.Random(8)
+    stopped = 0
+    for i in range(8):
+        out = tmp_path / str(i)
+        if interrupt(start(source, out), rng.uniform(0, 0.25), signal.SIGINT):
+            stopped += 1
+            assert not out.exists()
+        else:
+            assert contents(out) == whole
+    assert stopped >= 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs of 8 MiB, where mounting is allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_disk_full(source, small_disk):
+    with pytest.raises(ArtifactError, match=r"No space left on device.*Free space"):
+        convert_weight(ConvertJob(source, small_disk / "out", "q4f16_autoawq"))
+    assert list(small_disk.iterdir()) == []
+
+
+def test_read_only_disk(source, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ArtifactError, match=r"Read-only file system.*Choose another output"):
+        convert_weight(ConvertJob(source, small_disk / "out", "q4f16_autoawq"))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_directory_not_writable(source, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ArtifactError, match="Permission denied"):
+        convert_weight(ConvertJob(source, tmp_path / "out", "q4f16_autoawq"))
+
+
+def test_a_file_in_the_way(source, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"out: .*Choose another output"):
+        convert_weight(ConvertJob(source, tmp_path / "out", "q4f16_autoawq"))
+    assert (tmp_path / "out").read_text() == "mine"
