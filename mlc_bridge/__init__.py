@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlc_bridge.schemes import SCHEMES
     from mlc_bridge.sources import SOURCES
     from mlc_bridge.stages.build import BuildJob, BuildReport, build
+    from mlc_bridge.stages.calibrate import CalibrateJob, CalibrateReport, calibrate
     from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
     from mlc_bridge.stages.convert_weight import ConvertJob, ConvertReport, convert_weight
     from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
@@ -32,6 +33,7 @@ _HOMES = {
     "mlc_bridge.schemes": ("SCHEMES",),
     "mlc_bridge.sources": ("SOURCES",),
     "mlc_bridge.stages.build": ("BuildJob", "BuildReport", "build"),
+    "mlc_bridge.stages.calibrate": ("CalibrateJob", "CalibrateReport", "calibrate"),
     "mlc_bridge.stages.compile": ("CompileJob", "CompileReport", "compile_model"),
     "mlc_bridge.stages.convert_weight": ("ConvertJob", "ConvertReport", "convert_weight"),
     "mlc_bridge.stages.gen_config": ("GenConfigJob", "GenConfigReport", "gen_config"),
@@ -44,6 +46,8 @@ __all__ = [
     "SOURCES",
     "BuildJob",
     "BuildReport",
+    "CalibrateJob",
+    "CalibrateReport",
     "CompileJob",
     "CompileReport",
     "ConvertJob",
@@ -52,6 +56,7 @@ __all__ = [
     "GenConfigReport",
     "MLCEngine",
     "build",
+    "calibrate",
     "compile_model",
     "convert_weight",
     "gen_config",

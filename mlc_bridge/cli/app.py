@@ -16,6 +16,7 @@ from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
 from mlc_bridge.cli.flags import job_command
 from mlc_bridge.cli.progress import Bars
 from mlc_bridge.stages.build import BuildJob, BuildPlan, BuildReport, build
+from mlc_bridge.stages.calibrate import CalibrateJob, CalibrateReport, calibrate
 from mlc_bridge.stages.compile import CompileJob, compile_model
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 from mlc_bridge.stages.doctor import examine
@@ -136,7 +137,21 @@ def _show_build(found: BuildReport) -> None:
     show.notes(found.convert.findings)
 
 
-SHOW: dict[str, Callable[[str, Any], None]] = {"gen-config": _show_config}
+def _show_calibration(title: str, found: CalibrateReport) -> None:
+    show.report(title, found)
+    show.table(
+        ("layer", "amax", "scale", "saturated %", "looks wrong"),
+        [
+            (x.layer, x.amax, x.chosen.scale, 100 * x.chosen.saturated, x.wrong or "")
+            for x in found.layers
+        ],
+    )
+
+
+SHOW: dict[str, Callable[[str, Any], None]] = {
+    "gen-config": _show_config,
+    "calibrate": _show_calibration,
+}
 
 _stage(
     "gen-config",
@@ -152,6 +167,12 @@ _stage(
     "convert-weight",
 )
 _stage("compile", CompileJob, compile_model, "Compile the model of an MLC directory to lib.so.")
+_stage(
+    "calibrate",
+    CalibrateJob,
+    calibrate,
+    "Measure the activation scales of an FP8 model; writes a new directory.",
+)
 
 
 def _build(given: dict[str, Any]) -> None:

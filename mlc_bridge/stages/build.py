@@ -4,6 +4,9 @@ The one stage that calls others: it is their composition and adds no work of its
 write into a directory beside the output, which takes the output's place when everything is there;
 a run that fails or is killed leaves the output as it was. The config stage comes first and is
 quick, so the plan (format found, scheme, template, sizes) is known before the long work starts.
+
+FP8 with activation scales (``e4m3_e4m3_f16``) from a checkpoint that brings none takes a detour:
+gen-config, convert and compile in the calibrating form, ``calibrate``, then compile the result.
 """
 
 from __future__ import annotations
@@ -17,15 +20,26 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME
+from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.stages.calibrate import (
+    CALIBRATED,
+    CALIBRATING,
+    SUFFIX,
+    CalibrateJob,
+    CalibrateReport,
+    calibrate,
+)
 from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
 from mlc_bridge.stages.convert_weight import (
     ConvertJob,
     ConvertReport,
+    Plan,
     convert_weight,
     plan_weights,
 )
@@ -55,6 +69,8 @@ class BuildJob:
     prefill_chunk_size: int | None = None
     attention_sink_size: int | None = None
     max_batch_size: int | None = None
+    calibration_dataset: str | None = None
+    num_calibration_samples: int = 16
 
     @classmethod
     def from_recipe(cls, recipe: str | Path | None, **given: Any) -> BuildJob:
@@ -106,6 +122,7 @@ class BuildReport:
     config: GenConfigReport
     convert: ConvertReport
     compile: CompileReport
+    calibrate: CalibrateReport | None
     times: dict[str, float]
 
 
@@ -120,20 +137,90 @@ def build(
     directory; the output is then as it was.
     """
     times: dict[str, float] = {}
+    if job.calibration_dataset and job.quantization != CALIBRATED:
+        raise ConfigError(
+            "--calibration-dataset is of no use to this scheme",
+            found=job.quantization,
+            expected=CALIBRATED,
+            todo="Leave it out, or name that scheme with --quantization",
+        )
     with _beside(Path(job.output)) as work:
-        with _timed(times, "gen-config"):
-            config = gen_config(_part(GenConfigJob, job, output=work), progress)
-            scheme = config.config.quantization
-            convert = _part(ConvertJob, job, output=work, quantization=scheme)
-            plan = _plan(job, config, convert)
-        announce(plan)
-        with _timed(times, "convert"):
-            converted = convert_weight(convert, progress)
+        first = work / "calibrating" if job.calibration_dataset else work
+        config, converted, plan = _weights(job, first, times, progress, announce)
+        calibrated = None
+        if job.calibration_dataset:
+            calibrated = _calibrate(job, first, work, times, progress)
+            _remove(first)
+        _check_scales(work)
         with _timed(times, "compile"):
-            compiled = compile_model(
-                _part(CompileJob, job, model_dir=work, output=work / LIB_NAME), progress
-            )
-    return BuildReport(Path(job.output), plan, config, converted, compiled, times)
+            compiled = _compile(job, work, progress)
+    return BuildReport(Path(job.output), plan, config, converted, compiled, calibrated, times)
+
+
+def _weights(
+    job: BuildJob,
+    work: Path,
+    times: dict[str, float],
+    progress: Progress,
+    announce: Callable[[BuildPlan], None],
+) -> tuple[GenConfigReport, ConvertReport, BuildPlan]:
+    """Config and weights, with the plan announced between the two."""
+    scheme = CALIBRATING if job.calibration_dataset else job.quantization
+    with _timed(times, "gen-config"):
+        config = gen_config(_part(GenConfigJob, job, output=work, quantization=scheme), progress)
+        convert = _part(ConvertJob, job, output=work, quantization=config.config.quantization)
+        found = plan_weights(convert)
+        _check_dataset(job, found)
+        plan = _plan(job, config, found)
+    announce(plan)
+    with _timed(times, "convert"):
+        converted = convert_weight(convert, progress)
+    return config, converted, plan
+
+
+def _calibrate(
+    job: BuildJob, weights: Path, output: Path, times: dict[str, float], progress: Progress
+) -> CalibrateReport:
+    """From calibrating weights to calibrated ones, by way of a lib of their own."""
+    with _timed(times, "calibrate"):
+        lib = _compile(job, weights, progress)
+        return calibrate(
+            CalibrateJob(
+                model_dir=weights,
+                output=output,
+                dataset=str(job.calibration_dataset),
+                model_lib=lib.path,
+                num_calibration_samples=job.num_calibration_samples,
+                device=job.device,
+            ),
+            progress,
+        )
+
+
+def _compile(job: BuildJob, work: Path, progress: Progress) -> CompileReport:
+    wish = _part(CompileJob, job, model_dir=work, output=work / LIB_NAME)
+    return compile_model(wish, progress)
+
+
+def _check_dataset(job: BuildJob, plan: Plan) -> None:
+    """A float checkpoint has no activation scales: say so before the long work."""
+    unfilled = any(spec.filled_by == "calibrate" for spec in plan.specs.values())
+    if unfilled and not job.calibration_dataset and not plan.source.layers(plan.ckpt):
+        raise _uncalibrated(plan.scheme.name, "a float checkpoint has none")
+
+
+def _check_scales(work: Path) -> None:
+    cache = read_index(work)
+    for name in cache.records:
+        if name.endswith(SUFFIX) and not np.isfinite(cache.array(name)).all():
+            raise _uncalibrated(CALIBRATED, f"the checkpoint has none for {name}")
+
+
+def _uncalibrated(scheme: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{scheme} needs activation scales, and {why}",
+        todo="Give --calibration-dataset FILE, or choose e5m2_e5m2_f16, which needs none",
+    )
 
 
 def _part(kind: Any, job: BuildJob, **other: Any) -> Any:
@@ -143,8 +230,7 @@ def _part(kind: Any, job: BuildJob, **other: Any) -> Any:
     return kind(**{**shared, **other})
 
 
-def _plan(job: BuildJob, config: GenConfigReport, convert: ConvertJob) -> BuildPlan:
-    plan = plan_weights(convert)
+def _plan(job: BuildJob, config: GenConfigReport, plan: Plan) -> BuildPlan:
     return BuildPlan(
         model=plan.ckpt.path,
         output=Path(job.output),
