@@ -13,6 +13,7 @@ from mlc_bridge.sources.compressed_tensors import CompressedTensors
 from mlc_bridge.sources.dense import Dense
 from mlc_bridge.sources.gptq import GPTQ
 from mlc_bridge.sources.hf_fp8 import HFFP8
+from mlc_bridge.sources.llm_awq import LlmAwq
 from mlc_bridge.sources.source import Evidence, Source
 
 __all__ = ["SOURCES", "Checkpoint", "Evidence", "Source", "detect"]
@@ -24,6 +25,7 @@ SOURCES: Table[Source] = table(
     AutoAWQGemv(),
     AutoAWQGemvFast(),
     AutoAWQMarlin(),
+    LlmAwq(),
     GPTQ(),
     CompressedTensors(),
     HFFP8(),
@@ -31,7 +33,7 @@ SOURCES: Table[Source] = table(
 
 # MLC LLM's words for --source-format, each a family here.
 ALIASES = {
-    "awq": ("autoawq", "autoawq-gemv", "autoawq-gemv-fast", "autoawq-marlin"),
+    "awq": ("autoawq", "autoawq-gemv", "autoawq-gemv-fast", "autoawq-marlin", "llm-awq"),
     "huggingface-safetensor": ("dense",),
     "huggingface-torch": ("dense",),
 }

@@ -2,8 +2,8 @@
 
 Opening reads headers only and checks all of them; a tensor is mapped when it is asked for, and its
 view costs no memory of its own. Works for a directory (one file, or shards under an index), for
-one ``.safetensors`` file and for an ``.index.json``; ``config.json`` is looked for beside the
-weights, or in ``config_dir`` where the weights lie elsewhere.
+one weights file (safetensors, or torch's ``.bin`` and ``.pt``) and for an ``.index.json``;
+``config.json`` is looked for beside the weights, or in ``config_dir`` where they lie elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import Array
 from mlc_bridge.sources.tensor_file import Entry, safetensors_entries
+from mlc_bridge.sources.torch_file import torch_entries
 
 # In the order in which they are looked for; msModelSlim copies the float model's index along.
 WEIGHTS = (
@@ -29,6 +30,9 @@ WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "*.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "*.pt",
     "*.safetensors",
 )
 # Where tools keep their quantization settings when config.json has none.
@@ -155,12 +159,23 @@ def _weights(directory: Path) -> Path:
             )
     raise SourceError(
         "no weights here", where=directory, expected=" or ".join(WEIGHTS[2:4]),
-        todo="Give a checkpoint directory, a .safetensors file or a .safetensors.index.json",
+        todo="Give a checkpoint directory, a weights file or its index",
     )  # fmt: skip
 
 
 def _entries(weights: Path) -> dict[str, Entry]:
-    return _sharded(weights) if weights.suffix == ".json" else safetensors_entries(weights)
+    return _sharded(weights) if weights.suffix == ".json" else _file_entries(weights)
+
+
+def _file_entries(file: Path) -> dict[str, Entry]:
+    if file.suffix == ".safetensors":
+        return safetensors_entries(file)
+    if file.suffix in (".bin", ".pt", ".pth"):
+        return torch_entries(file)
+    raise SourceError(
+        "not a weights file by its name", where=file, found=file.suffix or "no suffix",
+        expected=".safetensors, .bin, .pt or .pth",
+    )  # fmt: skip
 
 
 def _sharded(index: Path) -> dict[str, Entry]:
@@ -170,7 +185,7 @@ def _sharded(index: Path) -> dict[str, Entry]:
         raise SourceError("the index has no weight_map", where=index)
     entries: dict[str, Entry] = {}
     for shard in sorted({str(s) for s in weight_map.values()}):
-        for name, entry in safetensors_entries(_shard(index, shard)).items():
+        for name, entry in _file_entries(_shard(index, shard)).items():
             if name in entries:
                 raise SourceError(
                     "two shards hold this tensor", where=name,
