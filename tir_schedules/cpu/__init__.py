@@ -8,9 +8,10 @@ from __future__ import annotations
 from ..rule import Rule
 from .fallback import Fallback
 from .linear import Linear
+from .rows import Rows
 
 RULES: tuple[Rule, ...] = (
     Linear(),
-    # norms, rope, activations, softmax, attention and sampling come here
+    Rows(),
     Fallback(),
 )
