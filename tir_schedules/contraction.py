@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from tvm import ir, s_tir, sym, tirx
 from tvm.ir import TensorLoad
 from tvm.ir.prim import expr as prim
+from tvm.tirx.script.builder import ir as T
 from tvm.tirx.stmt import BufferStore, For
 
 from .expression import in_float32, rebuild, strip_casts, walk
@@ -48,6 +49,11 @@ class Contraction:
     def fixed_rows(self) -> int | None:
         """The number of rows when it is known at compile time."""
         return self.rows.value if isinstance(self.rows, tirx.IntImm) else None
+
+    def put(self, r: ir.Expr, n: ir.Expr, acc: ir.Expr) -> None:
+        """Emit the store of output (r, n), whose sum is `acc`."""
+        buffer, indices, value = self.finish(r, n, acc)
+        T.buffer_store(buffer, value, indices)
 
     def const(self, value: int) -> ir.Expr:
         """`value` in the integer type of the loops."""

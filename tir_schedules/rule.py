@@ -8,12 +8,12 @@ and meaning stay. Rules never look at names: a function is recognised by what it
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from tvm import s_tir, tirx
 from tvm.target import Target
 
-Answer = s_tir.Schedule | list[s_tir.Schedule] | None
+Answer: TypeAlias = s_tir.Schedule | list[s_tir.Schedule] | None
 
 
 class Rule(Protocol):

@@ -135,7 +135,7 @@ def _unpacked(c: Contraction, e: ir.Expr) -> tuple[TensorLoad | None, tuple[int,
         point = {c.n_var: column * CODES + i}
         where = analyzer.simplify(rebuild(shifted.a.indices[1], point))
         shift = analyzer.simplify(rebuild(strip_casts(shifted.b), point))
-        if not where.same_as(column) or not isinstance(shift, tirx.IntImm):
+        if not analyzer.can_prove_equal(where, column) or not isinstance(shift, tirx.IntImm):
             return None, ()
         shifts.append(shift.value)
     return (shifted.a, tuple(shifts)) if str(shifted.a.ty) == "uint32" else (None, ())

@@ -38,6 +38,11 @@ class DenseWeight:
             return None
         return DenseWeight(c.weight.source, indices[0].same_as(c.n_var), c.n, c.k)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes per weight."""
+        return 4 if str(self.buffer.dtype) == "float32" else 2
+
     def pack(
         self, panel: ir.Var, n0: ir.Expr, width: int, k0: ir.Expr, depth: int, lanes: int
     ) -> None:

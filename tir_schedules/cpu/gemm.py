@@ -157,8 +157,7 @@ def _store(
     """Finish the sums and store those inside the output."""
 
     def put(r: ir.Expr, j: ir.Expr) -> None:
-        buffer, indices, value = c.finish(r0 + r, n0 + j, tirx.BufferLoad(sums, [r, j]))
-        T.buffer_store(buffer, value, indices)
+        c.put(r0 + r, n0 + j, tirx.BufferLoad(sums, [r, j]))
 
     def rows(width: ir.Expr, vector: bool) -> None:
         with T.serial(0, count) as r:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction, find
-from . import simd
+from . import awq_gemv, simd
 from .awq import AwqWeight
 from .dense import DenseWeight
+from .dense_gemv import FEW, emit_dense_gemv
 from .gemm import Tiles, emit_gemm
 
 LAYOUTS = (AwqWeight, DenseWeight)
@@ -36,5 +40,32 @@ def _body(c: Contraction, weight: AwqWeight | DenseWeight, target: Target) -> ti
     with IRBuilder() as builder, T.sblock("root"):
         T.reads([])
         T.writes([])
-        emit_gemm(c, weight, Tiles.choose(c, weight.k_step, lanes))
+        few = _few_rows(c, weight, target, lanes)
+        many = partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
+        rows = c.fixed_rows()
+        if few is None or (rows is not None and rows > FEW):
+            many()
+        elif rows is not None:
+            few()
+        else:
+            with T.If(c.rows <= FEW):
+                with T.Then():
+                    few()
+                with T.Else():
+                    many()
     return builder.get()
+
+
+def _few_rows(
+    c: Contraction, weight: AwqWeight | DenseWeight, target: Target, lanes: int
+) -> Callable[[], None] | None:
+    """The kernel that streams the weight once, where its layout has one."""
+    if isinstance(weight, DenseWeight) and weight.nk:
+        return partial(emit_dense_gemv, c, weight, target, lanes)
+    if (
+        isinstance(weight, AwqWeight)
+        and c.fixed_rows() == 1
+        and awq_gemv.applies(c, weight, target, lanes)
+    ):
+        return partial(awq_gemv.emit_awq_gemv, c, weight, target, lanes)
+    return None

@@ -9,7 +9,8 @@ long as every access is the whole buffer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from tvm import ir, tirx
 from tvm.ir.prim import expr as prim
@@ -64,6 +65,74 @@ def shuffle(vectors: Sequence[ir.Expr], indices: Sequence[int]) -> ir.Expr:
     return prim.Shuffle(list(vectors), [tirx.IntImm("int32", i) for i in indices])
 
 
+def zeros(dtype: str, lanes: int) -> ir.Expr:
+    """A vector of zeros."""
+    return splat(tirx.const(0, dtype), lanes)
+
+
+def absolute(value: ir.Expr, lanes: int) -> ir.Expr:
+    """|value| of float32 lanes."""
+    return tirx.call_llvm_pure_intrin(f"float32x{lanes}", f"llvm.fabs.v{lanes}f32", value)
+
+
+def to_int(value: ir.Expr, lanes: int) -> ir.Expr:
+    """float32 lanes to the nearest int32, ties to even."""
+    near = tirx.call_llvm_pure_intrin(f"float32x{lanes}", f"llvm.nearbyint.v{lanes}f32", value)
+    return near.astype(f"int32x{lanes}")
+
+
+def across(combine: Callable[[ir.Expr, ir.Expr], ir.Expr], value: ir.Expr, lanes: int) -> ir.Expr:
+    """All lanes of a vector combined to one scalar."""
+    while lanes > 1:
+        lanes //= 2
+        value = T.bind(value)
+        low, high = range(lanes), range(lanes, 2 * lanes)
+        value = combine(shuffle([value], low), shuffle([value], high))
+    return value
+
+
+def interleave(vectors: Sequence[ir.Expr], lanes: int) -> list[ir.Expr]:
+    """Vectors whose concatenation reads v0[0] v1[0] ... v0[1] v1[1] ...; a power of two of them."""
+    low = [lane // 2 + (lane % 2) * lanes for lane in range(lanes)]
+    high = [i + lanes // 2 for i in low]
+    runs = [[v] for v in vectors]
+    while len(runs) > 1:
+        half = len(runs) // 2
+        runs = [
+            [
+                T.bind(shuffle([a, b], pick))
+                for a, b in zip(*two, strict=True)
+                for pick in (low, high)
+            ]
+            for two in zip(runs[:half], runs[half:], strict=True)
+        ]
+    return runs[0]
+
+
+def nibble_pairs(even: ir.Expr, odd: ir.Expr, lanes: int) -> list[ir.Expr]:
+    """Codes of two rows of words as int16 pairs (even row low, odd row high), by nibble 0 ... 7."""
+    sixteen, mask = _words(16, lanes), _words(0x000F000F, lanes)
+    low = T.bind((even & _words(0xFFFF, lanes)) | (odd << sixteen))
+    high = T.bind((even >> sixteen) | (odd & _words(0xFFFF0000, lanes)))
+    return [
+        T.bind(((half >> _words(4 * i, lanes)) & mask).astype(f"int32x{lanes}"))
+        for half in (low, high)
+        for i in range(4)
+    ]
+
+
+def _words(value: int, lanes: int) -> ir.Expr:
+    return splat(tirx.IntImm("uint32", value), lanes)
+
+
+def dot_pairs(acc: ir.Expr, a: ir.Expr, b: ir.Expr, lanes: int) -> ir.Expr:
+    """acc + a.low * b.low + a.high * b.high on lanes of int16 pairs (LLVM picks VNNI's form)."""
+    name = "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd"
+    shorts = f"int16x{2 * lanes}"
+    a, b = tirx.reinterpret(shorts, a), tirx.reinterpret(shorts, b)
+    return acc + tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, a, b)
+
+
 def transpose(rows: Sequence[ir.Expr]) -> list[ir.Expr]:
     """The transpose of a square of vectors: log2(lanes) rounds of two-input shuffles.
 
@@ -80,6 +149,41 @@ def transpose(rows: Sequence[ir.Expr]) -> list[ir.Expr]:
             out[i], out[i + step] = T.bind(shuffle([a, b], low)), T.bind(shuffle([a, b], high))
         step *= 2
     return out
+
+
+def lane_sums(vectors: Sequence[ir.Expr], lanes: int) -> ir.Expr:
+    """Vector whose lane i is the sum of all lanes of vector i (their number a power of two)."""
+    level, count = list(vectors), len(vectors)
+    even, odd = range(0, 2 * lanes, 2), range(1, 2 * lanes, 2)
+    for _ in range(lanes.bit_length() - 1):
+        pairs = [(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        level = [
+            T.bind(shuffle([a, b], even) + shuffle([a, b], odd))
+            for a, b in pairs or [(level[0], level[0])]
+        ]
+    return shuffle([level[0]], range(count))
+
+
+def ceil_div(a: ir.Expr, b: int) -> ir.Expr:
+    """a / b, rounded up."""
+    return tirx.floordiv(a + (b - 1), tirx.IntImm(str(a.ty), b))
+
+
+def tasks(target: Target, units: int, size: int) -> int:
+    """How many parallel tasks for `units` of work over `size` bytes of weights.
+
+    One where waking the pool would cost as much as the work; else a few per core, so that a core
+    that was late does not hold up the rest.
+    """
+    cores = int(target.attrs.get("num-cores", 0)) or 8
+    if size < 48 * 1024:
+        return 1
+    return max(1, min(units, cores if size < 1 << 20 else 2 * cores))
+
+
+def loop(parallel: bool, extent: ir.Expr) -> AbstractContextManager[ir.Var]:
+    """A parallel or a serial loop."""
+    return T.parallel(0, extent) if parallel else T.serial(0, extent)
 
 
 class Registers:
