@@ -1,0 +1,31 @@
+"""Libs are compiled once per session and shared by all tests that ask for the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from built import Built, build
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
+Build = Callable[..., Built]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """``built(checkpoint, scheme, **limits)``, remembered for the session."""
+    done: dict[tuple[object, ...], Built] = {}
+
+    def once(checkpoint: Path, scheme: str, **limits: int) -> Built:
+        key = (checkpoint, scheme, *sorted(limits.items()))
+        if key not in done:
+            done[key] = build(checkpoint, tmp_path_factory.mktemp(scheme), scheme, **limits)
+        return done[key]
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    return EXAMPLES
