@@ -5,9 +5,9 @@ machine looks the function up when it is loaded, so it is registered just for th
 results go to the ``Observation`` that was passed in, nowhere else.
 
 ``forced`` runs prefill whole samples, answers included. ``generate`` runs prefill the prompts and
-let the model answer, as long as the sample's own answer. Samples are grouped into batches beforehand,
-from their lengths alone; a batch is the unit of progress, saving and resuming, so that a run that
-was interrupted ends with the same counts as one that was not.
+let the model answer, as long as the sample's own answer. Samples are grouped into batches
+beforehand, from their lengths alone; a batch is the unit of progress, saving and resuming, so that
+a run that was interrupted ends with the same counts as one that was not.
 """
 
 from __future__ import annotations
