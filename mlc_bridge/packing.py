@@ -127,10 +127,16 @@ def pack(codes: Array, packing: Packing) -> PackedArray:
     return PackedArray(words, packing, (n, k))
 
 
-def from_signed(values: Array) -> PackedArray:
-    """Signed 8-bit ``[n, k]`` as unsigned codes, 128 higher; the zero of such a code is 128."""
-    n, k = values.shape
-    return PackedArray(values.view(np.uint8) ^ np.uint8(0x80), PLAIN, (n, k))
+def from_signed(words: Array, packing: Packing, shape: tuple[int, int]) -> PackedArray:
+    """Two's complement codes in ``words`` as unsigned ones, 2^(bits-1) higher than the signed."""
+    unsigned = words.view(np.dtype(f"uint{packing.word_bits}"))
+    top = unsigned.dtype.type(packing.ones << (packing.bits - 1))
+    return PackedArray(unsigned ^ top, packing, shape)
+
+
+def float32_bits(values: Array) -> Array:
+    """The float32 whose bit pattern is the low half of each int64."""
+    return (values & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
 
 
 def repack(array: PackedArray, packing: Packing) -> PackedArray:

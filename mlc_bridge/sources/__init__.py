@@ -14,6 +14,7 @@ from mlc_bridge.sources.dense import Dense
 from mlc_bridge.sources.gptq import GPTQ
 from mlc_bridge.sources.hf_fp8 import HFFP8
 from mlc_bridge.sources.llm_awq import LlmAwq
+from mlc_bridge.sources.msmodelslim import MsModelSlim
 from mlc_bridge.sources.source import Evidence, Source
 
 __all__ = ["SOURCES", "Checkpoint", "Evidence", "Source", "detect"]
@@ -29,6 +30,7 @@ SOURCES: Table[Source] = table(
     GPTQ(),
     CompressedTensors(),
     HFFP8(),
+    MsModelSlim(),
 )
 
 # MLC LLM's words for --source-format, each a family here.

@@ -47,6 +47,7 @@ class Checkpoint:
     config: dict[str, Any]
     entries: Mapping[str, Entry]
     _maps: dict[Path, Array] = field(default_factory=dict, repr=False)
+    _texts: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, config_dir: str | Path | None = None) -> Checkpoint:
@@ -115,10 +116,14 @@ class Checkpoint:
                 return found
         return {}
 
-    def json(self, name: str) -> dict[str, Any]:
-        """A JSON file beside config.json; empty when there is none."""
-        file = self.path / name
-        return _read_json(file) if file.is_file() else {}
+    def json(self, pattern: str) -> dict[str, Any]:
+        """The JSON file of this name beside config.json or the weights; empty without one."""
+        if pattern not in self._texts:
+            weights = {e.file.parent for e in self.entries.values()}
+            homes = (self.path, *sorted(weights - {self.path}))
+            files = [file for home in homes for file in sorted(home.glob(pattern))]
+            self._texts[pattern] = _read_json(files[0]) if files else {}
+        return self._texts[pattern]
 
     def layers(self, suffix: str) -> tuple[str, ...]:
         """Module paths that own a tensor ``<path>.<suffix>``."""

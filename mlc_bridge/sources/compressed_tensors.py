@@ -34,7 +34,7 @@ import ml_dtypes
 import numpy as np
 
 from mlc_bridge.errors import SourceError
-from mlc_bridge.packing import Array, PackedArray, Packing, from_signed
+from mlc_bridge.packing import PLAIN, Array, PackedArray, Packing, from_signed
 from mlc_bridge.qtensor import QTensor, constant_zero, group_order, reorder
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.source import (
@@ -235,8 +235,8 @@ def _codes(ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> PackedArray:
         return PackedArray(words, packing, shape)
     weight = ckpt.tensor(f"{layer}.weight")
     if weight.dtype == np.int8:
-        return from_signed(weight)
-    return PackedArray(weight, Packing(8, "k", word_bits=8), shape)
+        return from_signed(weight, PLAIN, shape)
+    return PackedArray(weight, PLAIN, shape)
 
 
 def _zero(ckpt: Checkpoint, layer: str, grid: tuple[int, int], codes: Packing) -> PackedArray:
@@ -250,7 +250,7 @@ def _zero(ckpt: Checkpoint, layer: str, grid: tuple[int, int], codes: Packing) -
         ckpt.require(name, packing.words_shape(*grid), np.int32)
         return PackedArray(ckpt.tensor(name).view(np.uint32), packing, grid)
     ckpt.require(name, None, np.int8)
-    return from_signed(ckpt.tensor(name).reshape(grid))
+    return from_signed(ckpt.tensor(name).reshape(grid), PLAIN, grid)
 
 
 def _order(ckpt: Checkpoint, layer: str, k: int, group: int) -> Array | None:
