@@ -13,11 +13,11 @@ from tvm.tirx.script.builder import ir as T
 from ..contraction import Contraction, find
 from . import awq_gemv, simd
 from .awq import AwqWeight
-from .dense import DenseWeight
-from .dense_gemv import FEW, emit_dense_gemv
+from .evaluated import EvaluatedWeight
+from .float_gemv import FEW, emit_float_gemv
 from .gemm import Tiles, emit_gemm
 
-LAYOUTS = (AwqWeight, DenseWeight)
+LAYOUTS = (AwqWeight, EvaluatedWeight)
 
 
 class Linear:
@@ -30,12 +30,16 @@ class Linear:
             return None
         for layout in LAYOUTS:
             weight = layout.match(contraction)
-            if weight is not None:
+            if weight is None:
+                continue
+            try:
                 return s_tir.Schedule(func.with_body(_body(contraction, weight, target)))
+            except NotImplementedError:  # an expression that `rebuild` cannot copy
+                return None
         return None
 
 
-def _body(c: Contraction, weight: AwqWeight | DenseWeight, target: Target) -> tirx.Stmt:
+def _body(c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target) -> tirx.Stmt:
     lanes = simd.float_lanes(target)
     with IRBuilder() as builder, T.sblock("root"):
         T.reads([])
@@ -57,11 +61,11 @@ def _body(c: Contraction, weight: AwqWeight | DenseWeight, target: Target) -> ti
 
 
 def _few_rows(
-    c: Contraction, weight: AwqWeight | DenseWeight, target: Target, lanes: int
+    c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target, lanes: int
 ) -> Callable[[], None] | None:
     """The kernel that streams the weight once, where its layout has one."""
-    if isinstance(weight, DenseWeight) and weight.nk:
-        return partial(emit_dense_gemv, c, weight, target, lanes)
+    if isinstance(weight, EvaluatedWeight) and weight.nk:
+        return partial(emit_float_gemv, c, weight, target, lanes)
     if (
         isinstance(weight, AwqWeight)
         and c.fixed_rows() == 1

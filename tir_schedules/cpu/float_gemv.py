@@ -1,4 +1,4 @@
-"""Linear layer over few rows (decode) with float weights `[n, k]`: stream W once.
+"""Linear layer over few rows (decode) with weights `[n, k]`, float or made so: stream W once.
 
     for every stretch of output columns, in parallel:
         for every 4 or 8 rows of W:
@@ -18,17 +18,17 @@ from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from . import simd
-from .dense import DenseWeight
+from .evaluated import EvaluatedWeight
 
 FEW = 16  # with more rows than this the packed kernel wins
 
 
-def emit_dense_gemv(c: Contraction, weight: DenseWeight, target: Target, lanes: int) -> None:
+def emit_float_gemv(c: Contraction, weight: EvaluatedWeight, target: Target, lanes: int) -> None:
     """Emit the layer for 1 ... FEW rows at the builder's current place."""
     row_tile = 1 if c.fixed_rows() == 1 else 4
     width = 8 if row_tile == 1 else 4
     groups = -(-c.n // width)
-    tasks = simd.tasks(target, groups, c.n * c.k * weight.bytes)
+    tasks = simd.tasks(target, groups, 2 * c.n * c.k)
     share = -(-groups // tasks)
     with simd.loop(tasks > 1, c.const(tasks)) as task:
         x = _inputs(c, lanes)
@@ -57,7 +57,7 @@ def _inputs(c: Contraction, lanes: int) -> ir.Var:
 
 def _tile(
     c: Contraction,
-    weight: DenseWeight,
+    weight: EvaluatedWeight,
     x: ir.Var,
     n0: ir.Expr,
     width: int,
@@ -76,7 +76,7 @@ def _tile(
             k = T.bind(s * lanes)
             xs = [T.bind(simd.load(x, [r, k], lanes)) for r in rows]
             for j, n in enumerate(columns):
-                w = T.bind(simd.widen(simd.load(weight.buffer, [n, k], lanes), lanes))
+                w = weight.along_k(n, k, lanes)
                 for i in range(row_tile):
                     acc.set(i, j, simd.fma(w, xs[i], acc.get(i, j), lanes))
     for i in range(row_tile):
@@ -86,7 +86,7 @@ def _tile(
 
 def _finish(
     c: Contraction,
-    weight: DenseWeight,
+    weight: EvaluatedWeight,
     x: ir.Var,
     row: ir.Expr,
     wanted: ir.Expr,
@@ -101,7 +101,7 @@ def _finish(
     simd.store(sums, [tirx.IntImm("int32", 0)], total, width)
     for j, n in enumerate(columns):
         for k in range(k_done, c.k):
-            w = tirx.BufferLoad(weight.buffer, [n, c.const(k)]).astype("float32")
+            w = weight.at(n, c.const(k))
             more = tirx.BufferLoad(sums, [j]) + w * tirx.BufferLoad(x, [row, c.const(k)])
             T.buffer_store(sums, more, [j])
 
