@@ -155,6 +155,19 @@ class Runtime:
         self._end(self._kv)
         return self._logits(out, count)
 
+    def score(self, sequence: int, run: Sequence[int]) -> Array:
+        """Append ``run``; logits ``[len(run), vocab]`` after every token of it.
+
+        Raises ArtifactError when the lib has no ``batch_verify``.
+        """
+        if not self.library.vm.module.implements_function("batch_verify"):
+            raise ArtifactError("the lib has no function batch_verify", where=self.library.path)
+        hidden = self._embedded(np.array(run, np.int32), (1, len(run)))
+        self._begin(self._kv, self._shape([sequence]), self._shape([len(run)]))
+        out = self.library.vm["batch_verify"](hidden, self._kv, self._params)
+        self._end(self._kv)
+        return self._logits(out, len(run))
+
     def warm_up(self) -> None:
         """One token through the model: finds a lib that cannot run, or another vocabulary, now."""
         self.add(0)

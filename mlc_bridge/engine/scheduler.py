@@ -129,7 +129,7 @@ class Scheduler:
         room, pieces = self.runtime.limits.prefill_chunk, []
         for sequence in self.running:
             run = sequence.tokens[sequence.cached : sequence.cached + room]
-            if run and (len(run) > 1 or sequence.cached == 0):
+            if run and (sequence.pending > 1 or sequence.cached == 0):
                 pieces.append((sequence, run))
                 room -= len(run)
         return pieces
