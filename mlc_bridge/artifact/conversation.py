@@ -97,8 +97,14 @@ class Conversation(BaseModel):
             text += self._turn(role, _text(content), bare=i == 0 and system != "" and not add_role)
         if add_generation_prompt:
             text += self.roles["assistant"] + self.role_empty_sep
-        head, found, tail = text.rpartition(FUNCTION)
-        return (head + self.function_string + tail).replace(FUNCTION, "") if found else text
+        return self._with_function(text)
+
+    def _with_function(self, text: str) -> str:
+        """The last placeholder becomes the function; a user's own such words stay untouched."""
+        if not any(FUNCTION in t for t in (self.system_template, *self.role_templates.values())):
+            return text
+        head, _, tail = text.rpartition(FUNCTION)
+        return (head + self.function_string + tail).replace(FUNCTION, "")
 
     def _system(self, asked: str | None) -> tuple[str, bool]:
         """The system part, and whether the first turn still gets its role."""
