@@ -9,6 +9,7 @@ compared here first.
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ REQUIRED_KEYS = (
     "tensor_parallel_shards", "params", "kv_cache",
 )  # fmt: skip
 RECOMPILE = "Compile the model again"
+# ELF header: program and section table offsets, then size and number of entries of each.
+_ELF64 = struct.Struct("<32xQQ6xHHHH2x")
+_SEGMENT = struct.Struct("<8xQ16xQ")  # offset and bytes of one program header entry
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,29 @@ def open_library(path: Path, model_dir: Path, device: str) -> Library:
 
 
 def _check_elf(path: Path) -> None:
+    """A cut shared object makes the loader die of a bus error, so the file must hold its
+    segments.
+    """
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"\x7fELF":
-        raise ArtifactError("not a shared library", where=path, found=repr(magic), todo=RECOMPILE)
+        head = file.read(_ELF64.size)
+        if head[:4] != b"\x7fELF":
+            raise ArtifactError(
+                "not a shared library", where=path, found=repr(head[:4]), todo=RECOMPILE
+            )
+        if len(head) < _ELF64.size or head[4] != 2:
+            raise ArtifactError("not a 64-bit shared library", where=path, todo=RECOMPILE)
+        segments, sections, segment_size, count, section_size, section_count = _ELF64.unpack(head)
+        file.seek(segments)
+        table = file.read(segment_size * count)
+    end = sections + section_size * section_count
+    for at in range(0, len(table) - _SEGMENT.size + 1, segment_size):
+        offset, nbytes = _SEGMENT.unpack_from(table, at)
+        end = max(end, offset + nbytes)
+    if path.stat().st_size < end:
+        found = f"{path.stat().st_size} bytes"
+        raise ArtifactError(
+            "the lib is cut off", where=path, found=found, expected=end, todo=RECOMPILE
+        )
 
 
 def _metadata(path: Path, module: Any) -> dict[str, Any]:
