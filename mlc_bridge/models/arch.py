@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mlc_bridge.schemes.scheme import Role, Scheme, Spec
+from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
@@ -44,7 +44,11 @@ def parameters(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ())
     """
     plain = Spec((weight.n, weight.k) if weight.k else (weight.n,), scheme.model_dtype)
     quantized = is_quantized(weight, scheme, float_layers)
-    params = dict(scheme.params(weight.n, weight.k)) if quantized else {"weight": plain}
+    params = (
+        dict(for_role(scheme, weight.role).params(weight.n, weight.k))
+        if quantized
+        else {"weight": plain}
+    )
     if weight.bias:
         params["bias"] = Spec((weight.n,), scheme.model_dtype)
     return params

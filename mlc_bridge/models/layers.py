@@ -27,7 +27,7 @@ from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 from mlc_bridge.models.arch import Weight, is_quantized, parameters
 from mlc_bridge.models.decoder_spec import Activation
 from mlc_bridge.schemes.matmul import nt_matmul
-from mlc_bridge.schemes.scheme import Scheme
+from mlc_bridge.schemes.scheme import Scheme, for_role
 
 Expr = Any
 
@@ -36,7 +36,8 @@ class Layer(nn.Module):
     """Owns the parameters of one row of the weight table, under the suffixes of the scheme."""
 
     def __init__(self, weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> None:
-        self.scheme, self.path = scheme, weight.path
+        self.scheme, self.path = for_role(scheme, weight.role), weight.path
+        self.width = weight.k
         self.specs = parameters(weight, scheme, float_layers)
         self.quantized = is_quantized(weight, scheme, float_layers)
         for suffix, spec in self.specs.items():
@@ -67,7 +68,7 @@ class Embedding(Layer):
 
     def forward(self, ids: nn.Tensor) -> nn.Tensor:
         if self.quantized:
-            return self.scheme.embedding(ids, self.stored(), self.scheme.model_dtype)
+            return self.scheme.embedding(ids, self.stored(), self.width, self.scheme.model_dtype)
         return take_rows(self.weight, ids)
 
     def head(self, x: nn.Tensor, out_dtype: str) -> nn.Tensor:

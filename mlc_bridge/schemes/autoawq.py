@@ -117,7 +117,9 @@ class AutoAWQ:
     def linear(self, x: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
         return dequantized_matmul(x, [p[key] for key in _SUFFIXES], _dequantize, out_dtype)
 
-    def embedding(self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+    def embedding(
+        self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
+    ) -> nn.Tensor:
         return dequantized_rows(ids, [p[key] for key in _SUFFIXES], _dequantize, out_dtype)
 
     def _repeat(self, q: QTensor, layer: str) -> int:

@@ -58,7 +58,9 @@ class Dense:
     def linear(self, x: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
         return nt_matmul(x, p["weight"], out_dtype)
 
-    def embedding(self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+    def embedding(
+        self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
+    ) -> nn.Tensor:
         return dequantized_rows(ids, [p["weight"]], lambda weight: weight, out_dtype)
 
 

@@ -123,7 +123,9 @@ class PerTensor:
             y = y * scale
         return y.astype(out_dtype)
 
-    def embedding(self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+    def embedding(
+        self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
+    ) -> nn.Tensor:
         raise TypeError(f"{self.name} keeps the embedding float")
 
     def observe(self, x: nn.Tensor, layer: str) -> nn.Tensor:

@@ -91,7 +91,9 @@ class BlockScale:
         stored = [p["weight"], p["weight_scale_inv"]]
         return dequantized_matmul(x, stored, self._dequantize, out_dtype)
 
-    def embedding(self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+    def embedding(
+        self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
+    ) -> nn.Tensor:
         raise TypeError(f"{self.name} keeps the embedding float")
 
     def _dequantize(self, weight: Any, scale: Any) -> Any:

@@ -62,6 +62,17 @@ class Scheme(Protocol):
         """Device expression of ``x @ W^T`` for ``x`` ``[..., k]``; imports tvm when called."""
         ...
 
-    def embedding(self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+    def embedding(
+        self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
+    ) -> nn.Tensor:
         """Device expression of the rows ``ids`` (int32 ``[s]``) of the weight: ``[s, k]``."""
         ...
+
+
+def for_role(scheme: Scheme, role: Role | Literal["norm"]) -> Scheme:
+    """The scheme in whose layout weights of ``role`` lie, where a family has two of them.
+
+    Such a scheme has a method ``for_role(role)``: MLC's KN schemes keep the embedding NK.
+    """
+    other = getattr(scheme, "for_role", None)
+    return other(role) if other is not None else scheme
