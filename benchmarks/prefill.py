@@ -125,7 +125,7 @@ def _torch(args: argparse.Namespace) -> Callable[[list[int]], Any]:
 
 
 def _table(args: argparse.Namespace, rounds: list[dict[str, dict[str, Any]]]) -> None:
-    times = {side: sum((r[side]["seconds"] for r in rounds), start=[]) for side in SIDES}
+    times = {side: [t for r in rounds for t in r[side]["seconds"]] for side in SIDES}
     ours = statistics.median(times["ours"])
     print(f"{args.model.name}, {args.tokens} tokens, {args.threads} threads, milliseconds")
     print(f"{'side':8} {'min':>8} {'median':>8} {'max':>8} {'tokens/s':>10} {'times ours':>11}")

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.relax.frontend.nn.llm.tree_attn import tree_attn_cpu, tree_attn_with_paged_kv_cache_cpu
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from tir_schedules.cpu.attention_decode import decode_paged
 from tir_schedules.cpu.attention_prefill import prefill_paged, prefill_ragged
 from tir_schedules.cpu.attention_tile import Heads
+from tir_schedules.cpu.attention_tree import tree_paged, tree_ragged
 from tir_schedules.cpu.kv_pages import compact_kv, copy_page, debug_get_kv, kv_append
 from tir_schedules.cpu.merge_state import merge_state
 from tir_schedules.cpu.rope import split_rotary
@@ -39,31 +39,31 @@ def cpu_kv_cache_functions(
     page_size: int = 16,
     layer_sliding_window: int = 1024,
     softcap: float | None = None,
+    window: int | None = None,
 ) -> dict[str, PrimFunc]:
     """Name -> function, in the order in which the constructor takes them.
 
     ``softcap`` caps the attention scores (gemma2); ``layer_sliding_window`` is the window of the
-    layers that have one of their own (``mha_sliding``).
+    layers of the cache's kind ``mha_sliding``. With ``window`` a layer may also ask for a window of
+    its own by a negative softmax scale (``attention_tile.first_in_window``).
     """
     heads = Heads(num_q, num_kv, qk_head_dim, v_head_dim, dtype)
     scaling, shape = rope_scaling or {}, simd(target)
     return {
         "kv_cache_transpose_append": kv_append(num_kv, qk_head_dim, dtype, page_size),
-        "attention_prefill_ragged": prefill_ragged(heads, shape, scaling, softcap),
-        "attention_prefill": prefill_paged(heads, shape, scaling, softcap, None, page_size),
-        "attention_decode": decode_paged(heads, shape, scaling, softcap, False, page_size),
+        "attention_prefill_ragged": prefill_ragged(heads, shape, scaling, softcap, window),
+        "attention_prefill": prefill_paged(heads, shape, scaling, softcap, None, page_size, window),
+        "attention_decode": decode_paged(heads, shape, scaling, softcap, False, page_size, window),
         "attention_prefill_sliding_window": prefill_paged(
             heads, shape, scaling, softcap, layer_sliding_window, page_size
         ),
         "attention_decode_sliding_window": decode_paged(
             heads, shape, scaling, softcap, True, page_size
         ),
-        "attention_prefill_with_tree_mask": tree_attn_cpu(
-            num_kv, num_q, qk_head_dim, dtype, scaling
+        "attention_prefill_with_tree_mask_paged": tree_paged(
+            heads, shape, scaling, softcap, page_size, window
         ),
-        "attention_prefill_with_tree_mask_paged": tree_attn_with_paged_kv_cache_cpu(
-            num_kv, num_q, qk_head_dim, dtype, scaling
-        ),
+        "attention_prefill_with_tree_mask": tree_ragged(heads, shape, scaling, softcap),
         "attention_merge_state": merge_state(num_q, v_head_dim, dtype, shape),
         "split_rotary": split_rotary(
             num_q, num_kv, qk_head_dim, dtype, shape, rope_theta, rope_scale, scaling, rotary_dim

@@ -20,7 +20,15 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from tir_schedules.cpu.attention_rope import Rotate, rotated
-from tir_schedules.cpu.attention_tile import MASKED, NO_SCORE, Heads, at, inverse
+from tir_schedules.cpu.attention_tile import (
+    MASKED,
+    NO_SCORE,
+    Heads,
+    at,
+    first_in_window,
+    inverse,
+    score_scale,
+)
 from tir_schedules.cpu.kv_pages import cached_length, cached_slot, length_info
 from tir_schedules.cpu.vector_math import LOG2_E, Simd, exp2, fold, tanh
 
@@ -50,7 +58,7 @@ def _load_q(group: int, d_qk: int, rope: Rotate) -> Any:
     def load_q(
         Q: T.Buffer, q: T.Buffer, b: T.int32, head: T.int32, pos: T.int32,
         rotary_mode: T.int32, theta: T.float32, rope_scale: T.float32, scale: T.float32,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         for g in T.serial(group):
             if rotary_mode == 1:
                 for d in T.serial(d_qk):
@@ -67,7 +75,7 @@ def _dot(group: int, at_once: int, d_qk: int, lanes: int, rope: Rotate) -> Any:
     def dot(
         S: T.Buffer, Q: T.Buffer, pages: T.Buffer, row: T.int32, j: T.int32,
         rotary_mode: T.int32, pos: T.int32, theta: T.float32, rope_scale: T.float32,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         """``S[g, j] = sum_d Q[g, d] K[row, d]``."""
         for go in T.serial(group // at_once):
             with T.sblock("dot"):
@@ -104,7 +112,7 @@ def _softmax(group: int, lanes: int, softcap: float | None) -> Any:
         return score if softcap is None else T.float32(cap) * tanh(score * T.float32(1 / cap))
 
     @T.macro
-    def softmax(S: T.Buffer, m: T.Buffer, den: T.Buffer, alpha: T.Buffer, keys: T.int32):
+    def softmax(S: T.Buffer, m: T.Buffer, den: T.Buffer, alpha: T.Buffer, keys: T.int32) -> None:
         """Scores to weights ``2**(S - m)``; the block's scores past ``keys`` become zero."""
         for g in T.serial(group):
             with T.sblock("softmax"):
@@ -142,7 +150,7 @@ def _weigh(group: int, at_once: int, d_v: int, lanes: int) -> Any:
     def weigh(
         out: T.Buffer, P: T.Buffer, alpha: T.Buffer, pages: T.Buffer, head: T.int32,
         page: T.Buffer, slot: T.Buffer, keys: T.int32,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         """``out[g, d] = out[g, d] alpha[g] + sum_j P[g, j] V[page[j], head, slot[j], d]``."""
         for go in T.serial(group // at_once):
             for co in T.serial(d_v // (lanes * chunks)):
@@ -188,11 +196,12 @@ def decode_paged(
     softcap: float | None = None,
     sliding: bool = False,
     page_size: int = 16,
+    window: int | None = None,
 ) -> PrimFunc:
     """Attention of one query per sequence over its cached keys.
 
     ``q, output [b, num_q, d]``, ``pages [num_pages, 2, num_kv, page_size, d]``, ``lse [b, num_q]``
-    float32 in base 2.
+    float32 in base 2. ``window``: see ``first_in_window``.
     """
     t = Step(heads, simd, rope_scaling, softcap)
     group, h_q, h_kv, d, dtype = heads.group, heads.num_q, heads.num_kv, heads.d_qk, heads.dtype
@@ -217,7 +226,7 @@ def decode_paged(
         rope_scale: T.float32,
         rope_theta: T.float32,
         sm_scale: T.float32,
-    ):
+    ) -> None:
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         batch = T.int32()
         nnz_pages = T.int32()
@@ -277,15 +286,18 @@ def decode_paged(
                                 where[1] = where[1] - ranges
                     if where[0] < batch:
                         b: T.let[T.int32] = where[0]
-                        begin: T.let[T.int32] = where[1] * SPLIT
+                        begin: T.let[T.int32] = T.max(
+                            where[1] * SPLIT,
+                            first_in_window(sm_scale, q_pos[b], k_pos[b], window),
+                        )
                         page_begin: T.let[T.int32] = page_indptr[b]
                         kv_len: T.let[T.int32] = cached_length(
                             page_indptr[b + 1] - page_begin, b, info, page_size, sliding
                         )
-                        end: T.let[T.int32] = T.min(begin + SPLIT, kv_len)
+                        end: T.let[T.int32] = T.min((where[1] + 1) * SPLIT, kv_len)
                         t.load_q(
                             Q, q, b, head, q_pos[b],
-                            rotary_mode, rope_theta, rope_scale, sm_scale * T.float32(LOG2_E),
+                            rotary_mode, rope_theta, rope_scale, score_scale(sm_scale),
                         )  # fmt: skip
                         for g in T.serial(group):
                             m[g] = T.float32(NO_SCORE)
@@ -293,7 +305,7 @@ def decode_paged(
                             for c in T.serial(d // lanes):
                                 for i in T.vectorized(lanes):
                                     out[g, c * lanes + i] = T.float32(0)
-                        for block in T.serial(T.ceildiv(end - begin, BLOCK)):
+                        for block in T.serial(T.ceildiv(T.max(end - begin, 0), BLOCK)):
                             key: T.let[T.int32] = begin + block * BLOCK
                             count: T.let[T.int32] = T.min(BLOCK, end - key)
                             for j in T.serial(count):
@@ -321,16 +333,16 @@ def decode_paged(
                 sums = T.sblock_alloc_buffer((d,), "float32")
                 first[0] = 0
                 for b in T.serial(batch):
-                    ranges: T.let[T.int32] = split(b, page_indptr, info, page_size, sliding)
+                    parts: T.let[T.int32] = split(b, page_indptr, info, page_size, sliding)
                     for head, g in T.grid(h_kv, group):
                         top[0] = T.float32(NO_SCORE)
                         total[0] = T.float32(0)
-                        for s in T.serial(ranges):
+                        for s in T.serial(parts):
                             top[0] = T.max(top[0], m_all[head, first[0] + s, g])
                         for c in T.serial(d // lanes):
                             for i in T.vectorized(lanes):
                                 sums[c * lanes + i] = T.float32(0)
-                        for s in T.serial(ranges):
+                        for s in T.serial(parts):
                             weight: T.let[T.float32] = exp2(m_all[head, first[0] + s, g] - top[0])
                             total[0] += den_all[head, first[0] + s, g] * weight
                             for c in T.serial(d // lanes):
@@ -346,7 +358,7 @@ def decode_paged(
                         lse[b, head * group + g] = T.if_then_else(
                             total[0] > T.float32(0), top[0] + T.log2(total[0]), T.float32(NO_SCORE)
                         )
-                    first[0] = first[0] + ranges
+                    first[0] = first[0] + parts
 
     return batch_decode_paged_kv
 

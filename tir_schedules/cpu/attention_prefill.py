@@ -12,13 +12,23 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from tir_schedules.cpu.attention_tile import Heads, Tile, zigzag
+from tir_schedules.cpu.attention_tile import (
+    Heads,
+    Tile,
+    first_in_window,
+    score_scale,
+    zigzag,
+)
 from tir_schedules.cpu.kv_pages import cached_length, cached_slot, length_info
-from tir_schedules.cpu.vector_math import LOG2_E, Simd
+from tir_schedules.cpu.vector_math import Simd
 
 
 def prefill_ragged(
-    heads: Heads, simd: Simd, rope_scaling: dict[str, Any], softcap: float | None = None
+    heads: Heads,
+    simd: Simd,
+    rope_scaling: dict[str, Any],
+    softcap: float | None = None,
+    window: int | None = None,
 ) -> PrimFunc:
     """Attention of new queries over the new keys of the same sequences.
 
@@ -45,7 +55,7 @@ def prefill_ragged(
         rope_scale: T.float32,
         rope_theta: T.float32,
         sm_scale: T.float32,
-    ):
+    ) -> None:
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         batch = T.int32()
         n_q = T.int32()
@@ -91,14 +101,20 @@ def prefill_ragged(
                     t.start(out, m, den)
                     t.load_q(
                         Q, q, q_pos, q_begin, q_len, tile, head,
-                        rotary_mode, rope_theta, rope_scale, sm_scale * T.float32(LOG2_E),
+                        rotary_mode, rope_theta, rope_scale, score_scale(sm_scale),
                     )  # fmt: skip
                     for r in T.serial(rows):
-                        lo[r] = 0
+                        row_pos: T.let[T.int32] = T.min((tile * rows + r) // group, q_len - 1)
+                        lo[r] = first_in_window(
+                            sm_scale, q_pos[q_begin + row_pos], k_pos[b], window
+                        )
                         hi[r] = T.min(past + step * ((tile * rows + r) // group), kv_len)
                     end: T.let[T.int32] = T.min(past + step * last, kv_len)
-                    for block in T.serial(T.ceildiv(end, keys)):
-                        begin: T.let[T.int32] = block * keys
+                    start: T.let[T.int32] = first_in_window(
+                        sm_scale, q_pos[q_begin + first], k_pos[b], window
+                    )
+                    for block in T.serial(T.ceildiv(T.max(end - start, 0), keys)):
+                        begin: T.let[T.int32] = start + block * keys
                         count: T.let[T.int32] = T.min(keys, end - begin)
                         for j in T.serial(count):
                             row: T.let[T.int32] = kv_begin + begin + j
@@ -111,7 +127,7 @@ def prefill_ragged(
                                 )  # fmt: skip
                         t.dot(K, Q, S, count)
                         t.soften(S, count)
-                        if begin + keys > past + step * first:
+                        if T.Or(begin + keys > past + step * first, start > 0):
                             t.mask(S, lo, hi, begin, count)
                         t.softmax(S, m, den, alpha, count)
                         t.weigh(V, S, out, alpha, count)
@@ -125,19 +141,21 @@ def prefill_paged(
     simd: Simd,
     rope_scaling: dict[str, Any],
     softcap: float | None = None,
-    sliding_window: int | None = None,
+    layer_window: int | None = None,
     page_size: int = 16,
+    window: int | None = None,
 ) -> PrimFunc:
     """Attention of new queries over cached keys.
 
     ``q, output [n, num_q, d]``, ``pages [num_pages, 2, num_kv, page_size, d]``, ``lse [n, num_q]``
-    float32 in base 2. With ``causal`` the last query sees all keys, unless ``sliding_window`` (the
-    layer's window) is given: then query ``i`` sees the last ``sliding_window - i - 1`` keys.
+    float32 in base 2. With ``causal`` the last query sees all keys, unless ``layer_window`` (of the
+    cache's layer kind ``mha_sliding``) is given: then query ``i`` sees the last
+    ``layer_window - i - 1`` keys. ``window``: see ``first_in_window``.
     """
     t = Tile(heads, simd, rope_scaling, softcap)
     rows, keys, group, h_q, h_kv = t.rows, t.keys, heads.group, heads.num_q, heads.num_kv
-    d, dtype, sliding = heads.d_qk, heads.dtype, sliding_window is not None
-    window = sliding_window or 0
+    d, dtype, sliding = heads.d_qk, heads.dtype, layer_window is not None
+    layer = layer_window or 0
 
     @T.prim_func(s_tir=True)
     def batch_prefill_paged_kv(
@@ -156,7 +174,7 @@ def prefill_paged(
         rope_scale: T.float32,
         rope_theta: T.float32,
         sm_scale: T.float32,
-    ):
+    ) -> None:
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         batch = T.int32()
         n_q = T.int32()
@@ -211,14 +229,20 @@ def prefill_paged(
                     t.start(out, m, den)
                     t.load_q(
                         Q, q, q_pos, q_begin, q_len, tile, head,
-                        rotary_mode, rope_theta, rope_scale, sm_scale * T.float32(LOG2_E),
+                        rotary_mode, rope_theta, rope_scale, score_scale(sm_scale),
                     )  # fmt: skip
                     for r in T.serial(rows):
-                        pos: T.let[T.int32] = (tile * rows + r) // group
-                        lo[r] = first_visible(causal, pos, kv_len, window)
-                        hi[r] = last_visible(causal, pos, q_len, kv_len, window)
-                    begin: T.let[T.int32] = first_visible(causal, first, kv_len, window)
-                    end: T.let[T.int32] = last_visible(causal, last, q_len, kv_len, window)
+                        pos: T.let[T.int32] = T.min((tile * rows + r) // group, q_len - 1)
+                        lo[r] = T.max(
+                            first_visible(causal, pos, kv_len, layer),
+                            first_in_window(sm_scale, q_pos[q_begin + pos], k_pos[b], window),
+                        )
+                        hi[r] = last_visible(causal, pos, q_len, kv_len, layer)
+                    begin: T.let[T.int32] = T.max(
+                        first_visible(causal, first, kv_len, layer),
+                        first_in_window(sm_scale, q_pos[q_begin + first], k_pos[b], window),
+                    )
+                    end: T.let[T.int32] = last_visible(causal, last, q_len, kv_len, layer)
                     for block in T.serial(T.ceildiv(T.max(end - begin, 0), keys)):
                         key: T.let[T.int32] = begin + block * keys
                         count: T.let[T.int32] = T.min(keys, end - key)
@@ -236,7 +260,7 @@ def prefill_paged(
                                 )  # fmt: skip
                         t.dot(K, Q, S, count)
                         t.soften(S, count)
-                        if causal > 0:
+                        if T.Or(causal > 0, begin > 0):
                             t.mask(S, lo, hi, key, count)
                         t.softmax(S, m, den, alpha, count)
                         t.weigh(V, S, out, alpha, count)
@@ -245,16 +269,16 @@ def prefill_paged(
     return batch_prefill_paged_kv
 
 
-def first_visible(causal: Any, pos: Any, kv_len: Any, window: int) -> Any:
+def first_visible(causal: Any, pos: Any, kv_len: Any, layer: int) -> Any:
     """The first cached key that query ``pos`` sees: 0, or its layer's sliding window."""
-    if not window:
+    if not layer:
         return T.int32(0)
-    past = T.max(window - pos - 1, 0)
+    past = T.max(layer - pos - 1, 0)
     return T.if_then_else(causal > 0, T.max(kv_len - past, 0), 0)
 
 
-def last_visible(causal: Any, pos: Any, q_len: Any, kv_len: Any, window: int) -> Any:
+def last_visible(causal: Any, pos: Any, q_len: Any, kv_len: Any, layer: int) -> Any:
     """One past the last cached key that query ``pos`` sees."""
-    if window:
+    if layer:
         return kv_len
     return T.if_then_else(causal > 0, T.min(kv_len - q_len + pos + 1, kv_len), kv_len)

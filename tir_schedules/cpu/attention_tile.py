@@ -57,6 +57,23 @@ def zigzag(index: Any, count: Any) -> Any:
     return T.if_then_else(index % 2 == 0, index // 2, count - 1 - index // 2)
 
 
+def score_scale(sm_scale: Any) -> Any:
+    """From ``q k`` to base-2 scores; the sign of ``sm_scale`` only says if the layer is local."""
+    return T.max(sm_scale, T.float32(0) - sm_scale) * T.float32(LOG2_E)
+
+
+def first_in_window(sm_scale: Any, query: Any, offset: Any, window: int | None) -> Any:
+    """The first key that a query at position ``query`` sees; key ``j`` has ``offset + j``.
+
+    A negative ``sm_scale`` marks a local layer, which sees the last ``window`` positions, its own
+    included: one set of kernels so serves models that mix local and global layers, whatever layer
+    kinds the runtime's cache knows.
+    """
+    if window is None:
+        return T.int32(0)
+    return T.if_then_else(sm_scale < T.float32(0), T.max(query - offset - (window - 1), 0), 0)
+
+
 def inverse(total: Any) -> Any:
     """``1 / total``, or 0 for a row that saw no key."""
     return T.if_then_else(total > T.float32(0), T.float32(1) / total, T.float32(0))
@@ -111,7 +128,7 @@ class Tile:
 
 def _find(group: int, rows: int) -> Any:
     @T.macro
-    def find(where: T.Buffer, q_indptr: T.Buffer, batch: T.int32, slot: T.int32):
+    def find(where: T.Buffer, q_indptr: T.Buffer, batch: T.int32, slot: T.int32) -> None:
         """``where = (sequence, tile)`` of the slot; sequence = batch when there is none."""
         where[0] = batch
         where[1] = slot
@@ -130,7 +147,7 @@ def _start(heads: Heads, rows: int) -> Any:
     d_v = heads.d_v
 
     @T.macro
-    def start(out: T.Buffer, m: T.Buffer, den: T.Buffer):
+    def start(out: T.Buffer, m: T.Buffer, den: T.Buffer) -> None:
         for r in T.vectorized(rows):
             m[r] = T.float32(NO_SCORE)
             den[r] = T.float32(0)
@@ -150,7 +167,7 @@ def _load_row(depth: int, lanes: int) -> Any:
     lanes = math.gcd(lanes, depth)
 
     @T.macro
-    def load_row(tile: T.Buffer, j: T.int32, source: T.Buffer, row: T.int32):
+    def load_row(tile: T.Buffer, j: T.int32, source: T.Buffer, row: T.int32) -> None:
         """Convert one key or value row to float32."""
         for c in T.serial(depth // lanes):
             for i in T.vectorized(lanes):
@@ -164,7 +181,7 @@ def _rotate_row(depth: int, rope: Rotate) -> Any:
     def rotate_row(
         tile: T.Buffer, j: T.int32, source: T.Buffer, row: T.int32,
         pos: T.int32, theta: T.float32, scale: T.float32,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         """The same for a key that is stored without its rotary embedding."""
         for d in T.serial(depth):
             tile[j, d] = rope(source, row, pos, d, theta, scale)
@@ -180,7 +197,7 @@ def _load_q(heads: Heads, rows: int, rope: Rotate) -> Any:
         Q: T.Buffer, q: T.Buffer, q_pos: T.Buffer,
         begin: T.int32, length: T.int32, tile: T.int32, head: T.int32,
         rotary_mode: T.int32, theta: T.float32, rope_scale: T.float32, scale: T.float32,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         """Transpose the tile's query rows, times ``scale``; rows past the end are zero."""
         for r in T.serial(rows):
             pos: T.let[T.int32] = begin + (tile * rows + r) // group
@@ -203,7 +220,7 @@ def _dot(simd: Simd) -> Any:
     tile, vectors, lanes, width = simd.rows, simd.vectors, simd.lanes, simd.width
 
     @T.macro
-    def dot(K: T.Buffer, Q: T.Buffer, S: T.Buffer, keys: T.int32):
+    def dot(K: T.Buffer, Q: T.Buffer, S: T.Buffer, keys: T.int32) -> None:
         """``S[j, r] = sum_d K[j, d] Q[d, r]`` for ``keys`` rounded up to the register tile."""
         for jo in T.serial(T.ceildiv(keys, tile)):
             with T.sblock("dot"):
@@ -231,7 +248,7 @@ def _weigh(simd: Simd) -> Any:
     tile, vectors, lanes, width = simd.rows, simd.vectors, simd.lanes, simd.width
 
     @T.macro
-    def weigh(V: T.Buffer, P: T.Buffer, out: T.Buffer, alpha: T.Buffer, keys: T.int32):
+    def weigh(V: T.Buffer, P: T.Buffer, out: T.Buffer, alpha: T.Buffer, keys: T.int32) -> None:
         """``out[d, r] = out[d, r] alpha[r] + sum_j V[j, d] P[j, r]``."""
         for do in T.serial(out.shape[0] // tile):
             with T.sblock("weigh"):
@@ -261,7 +278,7 @@ def _mask(simd: Simd) -> Any:
     vectors, lanes = simd.vectors, simd.lanes
 
     @T.macro
-    def mask(S: T.Buffer, lo: T.Buffer, hi: T.Buffer, first: T.int32, keys: T.int32):
+    def mask(S: T.Buffer, lo: T.Buffer, hi: T.Buffer, first: T.int32, keys: T.int32) -> None:
         """Row ``r`` sees the keys ``lo[r] <= first + j < hi[r]``."""
         for j in T.serial(keys):
             for v in T.unroll(vectors):
@@ -280,7 +297,7 @@ def _soften(simd: Simd, softcap: float | None) -> Any:
     cap = (softcap or 1.0) * LOG2_E
 
     @T.macro
-    def soften(S: T.Buffer, keys: T.int32):
+    def soften(S: T.Buffer, keys: T.int32) -> None:
         """``s = cap tanh(s / cap)``, the cap in the base-2 unit of the scores."""
         for j in T.serial(keys):
             for v in T.unroll(vectors):
@@ -290,7 +307,7 @@ def _soften(simd: Simd, softcap: float | None) -> Any:
                     )
 
     @T.macro
-    def leave(S: T.Buffer, keys: T.int32):
+    def leave(S: T.Buffer, keys: T.int32) -> None:
         T.evaluate(0)
 
     return leave if softcap is None else soften
@@ -300,7 +317,7 @@ def _softmax(simd: Simd) -> Any:
     vectors, lanes = simd.vectors, simd.lanes
 
     @T.macro
-    def softmax(S: T.Buffer, m: T.Buffer, den: T.Buffer, alpha: T.Buffer, keys: T.int32):
+    def softmax(S: T.Buffer, m: T.Buffer, den: T.Buffer, alpha: T.Buffer, keys: T.int32) -> None:
         """Scores to weights ``2**(S - m)``; ``alpha`` rescales the sums of earlier tiles."""
         for v in T.unroll(vectors):
             with T.sblock("softmax"):
@@ -334,7 +351,7 @@ def _store(heads: Heads, rows: int) -> Any:
     def store(
         output: T.Buffer, lse: T.Buffer, out: T.Buffer, m: T.Buffer, den: T.Buffer,
         begin: T.int32, length: T.int32, tile: T.int32, head: T.int32,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         """Write ``out / den`` and ``m + log2 den`` of the tile's rows that lie in the sequence."""
         for r in T.serial(T.min(rows, length * group - tile * rows)):
             pos: T.let[T.int32] = begin + (tile * rows + r) // group

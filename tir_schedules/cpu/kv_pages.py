@@ -48,7 +48,7 @@ def kv_append(num_kv: int, head_dim: int, dtype: str, page_size: int = 16) -> Pr
         var_k_data: T.handle,
         var_v_data: T.handle,
         var_position_map: T.handle,
-    ):
+    ) -> None:
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         n = T.int64()
         num_pages = T.int64()
@@ -84,7 +84,7 @@ def copy_page(num_kv: int, head_dim: int, dtype: str, page_size: int = 16) -> Pr
     @T.prim_func(s_tir=True)
     def copy_single_page(
         var_pages: T.handle, src_page_id: T.int64, tgt_page_id: T.int64, copy_length: T.int64
-    ):
+    ) -> None:
         T.func_attr({"tirx.is_scheduled": True})
         num_pages = T.int64()
         pages_offset = T.int64()
@@ -113,7 +113,7 @@ def compact_kv(num_kv: int, head_dim: int, dtype: str, page_size: int = 16) -> P
         var_copy_length_indptr: T.handle,
         var_copy_src_dst_pos: T.handle,
         batch_size: T.int32,
-    ):
+    ) -> None:
         T.func_attr({"tirx.is_scheduled": True})
         num_pages = T.int64()
         total = T.int32()
@@ -163,7 +163,7 @@ def debug_get_kv(num_layers: int, num_kv: int, head_dim: int, dtype: str) -> Pri
         var_k_data: T.handle,
         var_v_data: T.handle,
         layer_id: T.int64,
-    ):
+    ) -> None:
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         n = T.int64()
         page_size = T.int64()

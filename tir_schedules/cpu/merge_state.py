@@ -26,7 +26,7 @@ def merge_state(num_heads: int, head_dim: int, dtype: str, simd: Simd) -> PrimFu
     @T.prim_func(s_tir=True)
     def merge_state_inplace(
         var_v: T.handle, var_s: T.handle, var_v_other: T.handle, var_s_other: T.handle
-    ):
+    ) -> None:
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         n = T.int32()
         v = T.match_buffer(var_v, (n, num_heads, head_dim), dtype)
@@ -45,7 +45,7 @@ def merge_state(num_heads: int, head_dim: int, dtype: str, simd: Simd) -> PrimFu
 
 def _row(num_heads: int, head_dim: int, dtype: str, lanes: int) -> Any:
     @T.macro
-    def row(v: T.Buffer, s: T.Buffer, v_other: T.Buffer, s_other: T.Buffer, t: T.int32):
+    def row(v: T.Buffer, s: T.Buffer, v_other: T.Buffer, s_other: T.Buffer, t: T.int32) -> None:
         for h in T.serial(num_heads):
             with T.sblock("merge"):
                 T.reads()

@@ -100,7 +100,7 @@ def _plain(shape: Fused, row: Any, rate: Any, amplitude: Any, scale: float) -> P
         var_k: T.handle,
         var_v: T.handle,
         apply_rope: T.int64,
-    ):
+    ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
         n = T.int32()
         map_offset = T.int32()
@@ -142,7 +142,7 @@ def _with_factors(
         var_k: T.handle,
         var_v: T.handle,
         var_ext_factors: T.handle,
-    ):
+    ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
         n = T.int32()
         map_offset = T.int32()
@@ -182,7 +182,16 @@ def _row(shape: Fused, simd: Simd, gptj: bool) -> Any:
     rotate = _rotate_pairs(half, shape.dtype) if gptj else _rotate_halves(half, lanes, shape.dtype)
 
     @T.macro
-    def head(source: T.Buffer, h: T.int32, out: T.Buffer, to: T.int32, t: T.int32, cos, sin, on):
+    def head(
+        source: T.Buffer,
+        h: T.int32,
+        out: T.Buffer,
+        to: T.int32,
+        t: T.int32,
+        cos: T.Buffer,
+        sin: T.Buffer,
+        on: T.int64,
+    ) -> None:
         """Rotate (or copy) one head of one token."""
         if on > 0:
             rotate(source, h, out, to, t, cos, sin)
@@ -198,7 +207,7 @@ def _row(shape: Fused, simd: Simd, gptj: bool) -> Any:
     def row(
         qkv: T.Buffer, position_map: T.Buffer, q: T.Buffer, k: T.Buffer, v: T.Buffer,
         rates: T.Buffer, size: T.Buffer, apply_rope: T.int64, t: T.int32,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         with T.sblock("row"):
             T.reads()
             T.writes()
@@ -216,14 +225,22 @@ def _row(shape: Fused, simd: Simd, gptj: bool) -> Any:
             for h in T.serial(num_kv):
                 head(qkv, num_q + h, k, h, t, cos, sin, apply_rope)
             for h in T.serial(num_kv):
-                head(qkv, num_q + num_kv + h, v, h, t, cos, sin, 0)
+                head(qkv, num_q + num_kv + h, v, h, t, cos, sin, T.int64(0))
 
     return row
 
 
 def _rotate_halves(half: int, lanes: int, dtype: str) -> Any:
     @T.macro
-    def rotate(x: T.Buffer, h: T.int32, out: T.Buffer, to: T.int32, t: T.int32, cos, sin):
+    def rotate(
+        x: T.Buffer,
+        h: T.int32,
+        out: T.Buffer,
+        to: T.int32,
+        t: T.int32,
+        cos: T.Buffer,
+        sin: T.Buffer,
+    ) -> None:
         for c in T.serial(half // lanes):
             for i in T.vectorized(lanes):
                 out[t, to, c * lanes + i] = T.Cast(
@@ -243,7 +260,15 @@ def _rotate_halves(half: int, lanes: int, dtype: str) -> Any:
 
 def _rotate_pairs(half: int, dtype: str) -> Any:
     @T.macro
-    def rotate(x: T.Buffer, h: T.int32, out: T.Buffer, to: T.int32, t: T.int32, cos, sin):
+    def rotate(
+        x: T.Buffer,
+        h: T.int32,
+        out: T.Buffer,
+        to: T.int32,
+        t: T.int32,
+        cos: T.Buffer,
+        sin: T.Buffer,
+    ) -> None:
         for d in T.serial(half):
             out[t, to, 2 * d] = T.Cast(
                 dtype,
