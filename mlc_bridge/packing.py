@@ -18,6 +18,7 @@ PLAIN        8     -       [n, k]      one code a word   int8 and float8 weights
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +64,7 @@ class Packing:
         return shape[0], shape[1]
 
 
+NATURAL = tuple(range(8))
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 AWQ = Packing(4, "n", transposed=True, order=AWQ_ORDER)
 GPTQ4 = Packing(4, "k", transposed=True)
@@ -88,24 +90,22 @@ class PackedArray:
             raise ValueError(f"words of shape {self.words.shape}, the packing wants {wanted}")
 
     def unpack(self) -> Array:
-        """Codes as uint8 ``[n, k]`` (or the float8 array itself)."""
+        """Codes as uint8 ``[n, k]`` (or the words themselves where each holds one code)."""
         p = self.packing
         if p.per_word == 1:
             return self.words.T if p.transposed else self.words
-        # One pass per position in the word: a strided store of whole rows, no per-element gather.
         rows, cols = self.words.shape
-        mask = self.words.dtype.type((1 << p.bits) - 1)
         if p.word_axis == 1:
-            out = np.empty((rows, cols, p.per_word), np.uint8)
-            for i, j in enumerate(p.order):
-                out[:, :, j] = (self.words >> self.words.dtype.type(i * p.bits)) & mask
-            codes = out.reshape(rows, cols * p.per_word)
+            major = np.empty((rows, cols * p.per_word), np.uint8)
+            for step in _steps(rows, self.words[:1].nbytes * 8):
+                _spread(self.words[step], p, major[step])
         else:
-            out = np.empty((rows, p.per_word, cols), np.uint8)
-            for i, j in enumerate(p.order):
-                out[:, j, :] = (self.words >> self.words.dtype.type(i * p.bits)) & mask
-            codes = out.reshape(rows * p.per_word, cols)
-        codes = codes.T if p.transposed else codes
+            major = np.empty((rows * p.per_word, cols), np.uint8)
+            layers = major.reshape(rows, p.per_word, cols)
+            for step in _steps(rows, self.words[:1].nbytes * 4):
+                for i, j in enumerate(p.order):
+                    layers[step, j] = _position(self.words[step], p, i)
+        codes = major.T if p.transposed else major
         return codes[: self.shape[0], : self.shape[1]]
 
 
@@ -116,15 +116,27 @@ def pack(codes: Array, packing: Packing) -> PackedArray:
         return PackedArray(codes.T if packing.transposed else codes, packing, (n, k))
     if codes.size and int(codes.max()) >> packing.bits:
         raise ValueError(f"code {int(codes.max())} does not fit {packing.bits} bits")
-    major = codes.T if packing.transposed else codes
-    rows, cols = packing.words_shape(n, k)
-    dtype = np.dtype(f"uint{packing.word_bits}")
-    words = np.zeros((rows, cols), dtype)
-    for i, j in enumerate(packing.order):
-        every = slice(j, None, packing.per_word)
-        part = (major[:, every] if packing.word_axis else major[every]).astype(dtype)
-        words[: part.shape[0], : part.shape[1]] |= part << dtype.type(i * packing.bits)
-    return PackedArray(words, packing, (n, k))
+    if _has_fast_words(packing) and codes.dtype == np.uint8:
+        # Along the axis they lie in first; turning words is cheaper than gathering bytes.
+        along = GPTQ4_ZEROS if codes.T.flags.c_contiguous else NK4
+        major = np.ascontiguousarray(codes.T if along.transposed else codes)
+        if major.shape[1] % 8 == 0:
+            return repack(PackedArray(_gather(major), along, (n, k)), packing)
+    return _pack_any(codes, packing)
+
+
+def repack(array: PackedArray, packing: Packing) -> PackedArray:
+    """The same codes in another packing; the identity when the packings are equal."""
+    old = array.packing
+    if old == packing:
+        return array
+    if _has_fast_words(old) and _has_fast_words(packing):
+        if old.axis == packing.axis:
+            return _turn(array, packing)
+        if array.shape[0] % 8 == 0 and array.shape[1] % 8 == 0:
+            return _transpose(array, packing)
+        return _pack_any(array.unpack(), packing)
+    return pack(array.unpack(), packing)
 
 
 def from_signed(words: Array, packing: Packing, shape: tuple[int, int]) -> PackedArray:
@@ -139,13 +151,6 @@ def float32_bits(values: Array) -> Array:
     return (values & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
 
 
-def repack(array: PackedArray, packing: Packing) -> PackedArray:
-    """The same codes in another packing; the identity when the packings are equal."""
-    if array.packing == packing:
-        return array
-    return pack(array.unpack(), packing)
-
-
 def from_gemv_fast(words: Array) -> PackedArray:
     """AutoAWQ GEMV_FAST and llm-awq v2: uint16 ``[n/4, k]`` as natural 4-bit words ``[n, k/8]``.
 
@@ -157,7 +162,7 @@ def from_gemv_fast(words: Array) -> PackedArray:
     """
     rows, k = words.shape
     n = 4 * rows
-    wide = _shuffle_nibbles(np.ascontiguousarray(words).view(np.uint32))
+    wide = _shuffle(np.ascontiguousarray(words).view(np.uint32))
     quads = wide.reshape(rows, k // 64, 4, 2, 4, 1).view(np.uint8)  # .., row, run of 32, j, byte
     ordered = quads.transpose(0, 2, 1, 3, 5, 4)
     return PackedArray(
@@ -174,7 +179,9 @@ def from_marlin(words: Array) -> PackedArray:
     """
     rows, cols = words.shape
     n, k = cols // 2, rows * 16
-    codes = _nibbles(words).reshape(rows, n // 64, 8, 4, 4, 2, 2, 2)
+    codes = (
+        PackedArray(words, NK4, (rows, 8 * cols)).unpack().reshape(rows, n // 64, 8, 4, 4, 2, 2, 2)
+    )
     t, blk, c, a, j, r0, b, r1 = range(8)
     ordered = codes.transpose(blk, j, b, c, t, r1, a, r0).reshape(n, k)
     return pack(ordered, NK4)
@@ -188,17 +195,140 @@ def marlin_scales(scales: Array, grouped: bool) -> Array:
     return scales.reshape(groups, n // 32, 4, 4, 2).swapaxes(2, 3).reshape(groups, n)
 
 
-def _shuffle_nibbles(words: Array) -> Array:
-    """Nibbles 0 1 2 3 4 5 6 7 of each uint32 in the order 0 4 1 5 2 6 3 7."""
-    for shift, mask in ((8, 0x0000FF00), (4, 0x00F000F0)):
-        swap = (words ^ (words >> np.uint32(shift))) & np.uint32(mask)
-        words = words ^ swap ^ (swap << np.uint32(shift))
+def _has_fast_words(packing: Packing) -> bool:
+    """4-bit codes in 32-bit words, in one of the two orders that files use."""
+    return (packing.bits, packing.word_bits) == (4, 32) and packing.order in (NATURAL, AWQ_ORDER)
+
+
+def _steps(count: int, nbytes: int, limit: int = 1 << 18) -> Iterator[slice]:
+    """Slices of ``count`` rows of ``nbytes`` each whose temporaries stay in a core's own cache."""
+    rows = max(1, limit // max(nbytes, 1))
+    return (slice(at, min(at + rows, count)) for at in range(0, count, rows))
+
+
+def _position(words: Array, packing: Packing, i: int) -> Array:
+    """The codes at position ``i`` of each word."""
+    kind = words.dtype.type
+    return (words >> kind(i * packing.bits)) & kind((1 << packing.bits) - 1)
+
+
+def _spread(words: Array, packing: Packing, out: Array) -> None:
+    """Codes of ``words`` [rows, cols] side by side as bytes in ``out`` [rows, cols * per_word]."""
+    if not _has_fast_words(packing):
+        split = out.reshape(*words.shape, packing.per_word)
+        for i, j in enumerate(packing.order):
+            split[..., j] = _position(words, packing, i)
+        return
+    natural = words if packing.order == NATURAL else _shuffle(words)
+    wide = natural.astype(np.uint64)
+    for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F)):
+        moved = wide << np.uint64(shift)
+        moved |= wide
+        last = out.view(np.uint64) if shift == 4 else moved
+        wide = np.bitwise_and(moved, np.uint64(mask), out=last)
+
+
+def _gather(codes: Array) -> Array:
+    """4-bit codes ``[rows, 8 c]`` in natural words ``[rows, c]``; the inverse of ``_spread``."""
+    rows, cols = codes.shape
+    words = np.empty((rows, cols // 8), np.uint32)
+    for step in _steps(rows, cols):
+        wide = codes[step].view(np.uint64)
+        for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
+            moved = wide >> np.uint64(shift)
+            moved |= wide
+            moved &= np.uint64(mask)
+            wide = moved
+        words[step] = wide
     return words
 
 
-def _nibbles(words: Array) -> Array:
-    """The eight nibbles of each uint32, lowest first, as uint8 in a new last axis."""
-    out = np.empty((*words.shape, 8), np.uint8)
-    for i in range(8):
-        out[..., i] = (words >> np.uint32(4 * i)) & np.uint32(15)
-    return out
+def _pack_any(codes: Array, packing: Packing) -> PackedArray:
+    """Any packing, one position of the word after the other."""
+    major = codes.T if packing.transposed else codes
+    dtype = np.dtype(f"uint{packing.word_bits}")
+    words = np.zeros(packing.words_shape(*codes.shape), dtype)
+    for i, j in enumerate(packing.order):
+        every = slice(j, None, packing.per_word)
+        part = (major[:, every] if packing.word_axis else major[every]).astype(dtype)
+        words[: part.shape[0], : part.shape[1]] |= part << dtype.type(i * packing.bits)
+    return PackedArray(words, packing, (codes.shape[0], codes.shape[1]))
+
+
+def _turn(array: PackedArray, packing: Packing) -> PackedArray:
+    """Between packings along the same axis: whole words move, their nibbles at most shuffle."""
+    old, words = array.packing, array.words
+    source = words if old.transposed == packing.transposed else words.T
+    out = np.empty(source.shape, np.uint32)
+    change = {
+        (NATURAL, AWQ_ORDER): _unshuffle,
+        (AWQ_ORDER, NATURAL): _shuffle,
+    }.get((old.order, packing.order))
+    # Tiles of 64 x 256 words: turned as a whole, each word would be fetched with a line of its own.
+    for a in _steps(source.shape[0], 1, 64):
+        for b in _steps(source.shape[1], 1, 256 if source is not words else 1 << 16):
+            out[a, b] = source[a, b] if change is None else change(source[a, b])
+    return PackedArray(out, packing, array.shape)
+
+
+def _transpose(array: PackedArray, packing: Packing) -> PackedArray:
+    """Between packings along different axes: 8 words across become 8 words along.
+
+    With ``a`` the axis that the target packs and ``b`` the one that the source packs, the source is
+    seen as ``[a/8, 8, b/8]`` and the target as ``[b/8, 8, a/8]``; in between lies one 8 x 8 matrix
+    of nibbles for each pair of blocks, transposed in three rounds of exchanged halves.
+    """
+    old = array.packing
+    source = array.words if old.word_axis == 1 else array.words.T
+    blocks_a, blocks_b = source.shape[0] // 8, source.shape[1]
+    source = (
+        source.reshape(blocks_a, 8, blocks_b)
+        if old.word_axis == 1
+        else np.moveaxis(array.words.reshape(blocks_b, blocks_a, 8), 0, 2)
+    )
+    words = np.empty(packing.words_shape(*array.shape), np.uint32)
+    if packing.word_axis == 1:
+        target = words.reshape(blocks_b, 8, blocks_a)
+    else:
+        target = np.moveaxis(words.reshape(blocks_a, blocks_b, 8), 0, 2)
+    for a in _steps(blocks_a, 1, 64):
+        for b in _steps(blocks_b, 1, 128):
+            tile = np.ascontiguousarray(source[a, :, b].transpose(1, 0, 2)[list(packing.order)])
+            _exchange(tile)
+            target[b, list(old.order), a] = tile.transpose(2, 0, 1)
+    return PackedArray(words, packing, array.shape)
+
+
+def _exchange(tile: Array) -> None:
+    """Transpose in place: nibble j of ``tile[i]`` and nibble i of ``tile[j]`` change places."""
+    flat = tile.reshape(8, -1)
+    for rows, shift, mask in ((4, 16, 0x0000FFFF), (2, 8, 0x00FF00FF), (1, 4, 0x0F0F0F0F)):
+        pairs = flat.reshape(4 // rows, 2, rows, -1)
+        low, high = pairs[:, 0], pairs[:, 1]
+        swap = low >> np.uint32(shift)
+        swap ^= high
+        swap &= np.uint32(mask)
+        high ^= swap
+        swap <<= np.uint32(shift)
+        low ^= swap
+
+
+def _shuffle(words: Array) -> Array:
+    """Nibbles 0 1 2 3 4 5 6 7 of each uint32 in the order 0 4 1 5 2 6 3 7 (AWQ to natural)."""
+    return _swap(_swap(words, 8, 0x0000FF00), 4, 0x00F000F0)
+
+
+def _unshuffle(words: Array) -> Array:
+    """Nibbles 0 1 2 3 4 5 6 7 of each uint32 in the order 0 2 4 6 1 3 5 7 (natural to AWQ)."""
+    return _swap(_swap(words, 4, 0x00F000F0), 8, 0x0000FF00)
+
+
+def _swap(words: Array, shift: int, mask: int) -> Array:
+    """Exchange the bits under ``mask`` with those ``shift`` higher."""
+    swap = words >> np.uint32(shift)
+    swap ^= words
+    swap &= np.uint32(mask)
+    moved = swap << np.uint32(shift)
+    moved ^= swap
+    moved ^= words
+    return moved
