@@ -8,8 +8,8 @@ The codes are integers, so the sum over one group of k can be exact integers too
 Rounding x to 16 bits relative to the block's largest |x| is the only error: at most 2^-16 of it,
 nearer than float16 for all but values far below the largest. Integer pairs cost a third of the
 instructions of dequantizing to float32: two rows of words are woven into one vector that has
-k in its low and k + 1 in its high halves, then each nibble is one shift, one and, one
-multiply-add of pairs (vpdpwssd with VNNI, vpmaddwd and an add elsewhere):
+k in its low and k + 1 in its high halves, then each nibble is one mask and one multiply-add of
+pairs (vpdpwssd with VNNI, vpmaddwd and an add elsewhere), with one shift for every two nibbles:
 
     low[c]  = (w[k, c] & 0xffff) | (w[k + 1, c] << 16)      nibbles at shifts 0 4 8 12
     high[c] = (w[k, c] >> 16) | (w[k + 1, c] & 0xffff0000)  nibbles at shifts 16 20 24 28
@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 from tvm import ir, tirx
 from tvm.target import Target
-from tvm.target.codegen import llvm_cpu_has_features
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
@@ -38,10 +37,10 @@ STRETCH = 32  # vectors of words in one task: accumulators stay in the first-lev
 
 def applies(c: Contraction, weight: AwqWeight, target: Target, lanes: int) -> bool:
     """True where the kernel fits: whole blocks of k, at least one vector of words, x86."""
-    features = "avx512bw" if lanes == 16 else "avx2"
+    pairs = simd.has(target, "avx512bw" if lanes == 16 else "avx2")
     wide = c.n // CODES >= lanes
     even = weight.group % BLOCK == 0 and sorted(weight.shifts) == list(range(0, 32, 4))
-    return wide and even and bool(llvm_cpu_has_features(features, target))
+    return wide and even and pairs
 
 
 def emit_awq_gemv(c: Contraction, weight: AwqWeight, target: Target, lanes: int) -> None:
@@ -54,8 +53,8 @@ def emit_awq_gemv(c: Contraction, weight: AwqWeight, target: Target, lanes: int)
         x = QuantizedRows.emit(c, c.const(0), 1, weight.group, lanes)
         first = T.bind(task * share)
         count = T.bind(tirx.min(c.const(vectors) - first, c.const(share)))
-        stretch = _Stretch(c, weight, x, first, count, share, lanes)
-        stretch.run()
+        vnni = lanes == 16 and simd.has(target, "avx512vnni")
+        _Stretch(c, weight, x, first, count, share, lanes, vnni).run()
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class _Stretch:
     count: ir.Expr
     share: int
     lanes: int
+    vnni: bool
 
     def run(self) -> None:
         c, lanes = self.c, self.lanes
@@ -102,7 +102,7 @@ class _Stretch:
             even = T.bind(simd.load(self.weight.words, [k0 + 2 * p, at], lanes))
             odd = T.bind(simd.load(self.weight.words, [k0 + 2 * p + 1, at], lanes))
             for i, codes in enumerate(simd.nibble_pairs(even, odd, lanes)):
-                sums[i] = T.bind(simd.dot_pairs(sums[i], codes, x, lanes))
+                sums[i] = T.bind(simd.dot_pairs(sums[i], codes, x, lanes, self.vnni))
         for p in range(CODES):
             simd.store(acc, [v * CODES + p, c.const(0)], sums[p], lanes)
 
@@ -110,8 +110,7 @@ class _Stretch:
         """total += s * sx * (acc - z * sum(xq)), in natural order of the channels."""
         c, w, lanes = self.c, self.weight, self.lanes
         g = T.bind(b * self.x.block // w.group)
-        order = [acc_of // 4 for acc_of in w.shifts]
-        planes = [T.bind(simd.load(acc, [v * CODES + p, c.const(0)], lanes)) for p in order]
+        planes = [self._plane(acc, v, shift // 4) for shift in w.shifts]
         n0 = T.bind(self.word(v) * CODES)
         sx, sum_x = self.x.scale(c.const(0), b), self.x.total(c.const(0), b)
         for i, plane in enumerate(simd.interleave(planes, lanes)):
@@ -121,6 +120,11 @@ class _Stretch:
             scale = w.scale(g, n, lanes) * simd.splat(sx, lanes)
             at = [v * CODES + i, c.const(0)]
             simd.store(total, at, simd.fma(exact, scale, simd.load(total, at, lanes), lanes), lanes)
+
+    def _plane(self, acc: ir.Var, v: ir.Expr, nibble: int) -> ir.Expr:
+        """The sums of one nibble; those of odd nibbles are 16 times too large, exactly."""
+        plane = simd.load(acc, [v * CODES + nibble, self.c.const(0)], self.lanes)
+        return T.bind(plane >> simd.splat(tirx.IntImm("int32", 4 * (nibble % 2)), self.lanes))
 
     def _store(self, total: ir.Var) -> None:
         c, lanes = self.c, self.lanes

@@ -17,7 +17,7 @@ from ..contraction import Contraction
 from . import simd
 
 LARGEST = 32767.0
-LONGEST = 256  # of a block: int32 sums of 4-bit codes stay below 2^31 up to 4369
+LONGEST = 256  # of a block: 256 * 32767 * 15 * 16 is still below 2^31
 
 
 def block_of(group: int) -> int:

@@ -15,13 +15,18 @@ from contextlib import AbstractContextManager
 from tvm import ir, tirx
 from tvm.ir.prim import expr as prim
 from tvm.target import Target
-from tvm.target.codegen import llvm_get_vector_width
+from tvm.target.codegen import llvm_cpu_has_features, llvm_get_vector_width, llvm_version_major
 from tvm.tirx.script.builder import ir as T
 
 
 def float_lanes(target: Target) -> int:
     """float32 values per vector register, from the target's feature flags."""
     return 16 if llvm_get_vector_width(target) >= 512 else 8
+
+
+def has(target: Target, *features: str) -> bool:
+    """Does the target have all these LLVM features?"""
+    return all(bool(llvm_cpu_has_features(f, target)) for f in features)
 
 
 def load(buffer: ir.Var, indices: Sequence[ir.Expr], lanes: int) -> ir.Expr:
@@ -110,27 +115,37 @@ def interleave(vectors: Sequence[ir.Expr], lanes: int) -> list[ir.Expr]:
 
 
 def nibble_pairs(even: ir.Expr, odd: ir.Expr, lanes: int) -> list[ir.Expr]:
-    """Codes of two rows of words as int16 pairs (even row low, odd row high), by nibble 0 ... 7."""
-    sixteen, mask = _words(16, lanes), _words(0x000F000F, lanes)
+    """Codes of two rows of words as int16 pairs (even row low, odd row high), by nibble 0 ... 7.
+
+    Odd nibbles come times 16: they are masked where they lie instead of shifted down.
+    """
+    sixteen = _words(16, lanes)
     low = T.bind((even & _words(0xFFFF, lanes)) | (odd << sixteen))
     high = T.bind((even >> sixteen) | (odd & _words(0xFFFF0000, lanes)))
-    return [
-        T.bind(((half >> _words(4 * i, lanes)) & mask).astype(f"int32x{lanes}"))
-        for half in (low, high)
-        for i in range(4)
-    ]
+    pairs = []
+    for half in (low, high):
+        for part in (half, T.bind(half >> _words(8, lanes))):
+            for mask in (0x000F000F, 0x00F000F0):
+                pairs.append(T.bind((part & _words(mask, lanes)).astype(f"int32x{lanes}")))
+    return pairs
 
 
 def _words(value: int, lanes: int) -> ir.Expr:
     return splat(tirx.IntImm("uint32", value), lanes)
 
 
-def dot_pairs(acc: ir.Expr, a: ir.Expr, b: ir.Expr, lanes: int) -> ir.Expr:
-    """acc + a.low * b.low + a.high * b.high on lanes of int16 pairs (LLVM picks VNNI's form)."""
+def dot_pairs(acc: ir.Expr, a: ir.Expr, b: ir.Expr, lanes: int, vnni: bool) -> ir.Expr:
+    """acc + a.low * b.low + a.high * b.high on int32 lanes of int16 pairs."""
+    dtype, shorts = f"int32x{lanes}", f"int16x{2 * lanes}"
+    if vnni:
+        # LLVM gave this intrinsic's operands their true type in version 22
+        if llvm_version_major() >= 22:
+            a, b = tirx.reinterpret(shorts, a), tirx.reinterpret(shorts, b)
+        name = f"llvm.x86.avx512.vpdpwssd.{32 * lanes}"
+        return tirx.call_llvm_pure_intrin(dtype, name, acc, a, b)
     name = "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd"
-    shorts = f"int16x{2 * lanes}"
     a, b = tirx.reinterpret(shorts, a), tirx.reinterpret(shorts, b)
-    return acc + tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, a, b)
+    return acc + tirx.call_llvm_pure_intrin(dtype, name, a, b)
 
 
 def transpose(rows: Sequence[ir.Expr]) -> list[ir.Expr]:
