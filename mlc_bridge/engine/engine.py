@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.engine.generation import Delta, Generation, Wish
+from mlc_bridge.engine.grammar import Grammars, Matcher
 from mlc_bridge.engine.loop import Loop
 from mlc_bridge.engine.protocol import (
     ChatCompletionRequest,
@@ -37,7 +39,7 @@ from mlc_bridge.engine.responses import (
     completion_response,
     completion_stream,
 )
-from mlc_bridge.engine.runtime import EngineConfig, Limits, Mode, Runtime
+from mlc_bridge.engine.runtime import EngineConfig, Mode, Runtime
 from mlc_bridge.engine.sampler import Sampling
 from mlc_bridge.engine.scheduler import Sequence as Prompt
 from mlc_bridge.engine.tokenizer import Tokenizer
@@ -79,7 +81,10 @@ class MLCEngine:
         self.chat = Chat(self)
         self.completions = Completions(self)
 
-    limits: Limits
+    @property
+    def alive(self) -> bool:
+        """False once the engine was terminated or its thread died."""
+        return self._loop.alive
 
     @property
     def threads(self) -> int:
@@ -123,9 +128,23 @@ class MLCEngine:
         wish = self._wish(request, room)
         seeds = [None if request.seed is None else request.seed + i for i in range(request.n)]
         return [
-            Generation(i, wish, seed, self.tokenizer, out, streaming=request.stream)
+            Generation(
+                i, wish, seed, self.tokenizer, out,
+                streaming=request.stream, grammar=self._grammar(request, wish),
+            )
             for i, seed in enumerate(seeds)
-        ]
+        ]  # fmt: skip
+
+    def _grammar(self, request: Request, wish: Wish) -> Matcher | None:
+        wanted = request.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        return self._grammars.matcher(wanted, free_end=not wish.stop_tokens)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        stops = self.config.conv_template.stop_token_ids
+        return Grammars(self.tokenizer, self.config.vocab_size, stops)
 
     def _wish(self, request: Request, room: int) -> Wish:
         template = self.config.conv_template

@@ -17,6 +17,10 @@ from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.errors import EngineError
 
 
+class ModelFailure(EngineError):
+    """Not the request's fault: the model failed under it, or the engine has ended."""
+
+
 class Loop:
     """Steps the scheduler while there is work. ``threads`` says how many threads run the kernels.
 
@@ -38,11 +42,15 @@ class Loop:
         self.threads = started.result()
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises EngineError once the loop has ended."""
+        """Queue a sequence. Raises ModelFailure once the loop has ended."""
         with self._lock:
             if self._ended is not None:
-                raise EngineError("the engine has ended", found=str(self._ended)) from self._ended
+                raise ModelFailure("the engine has ended", found=str(self._ended)) from self._ended
             self._inbox.put(sequence)
+
+    @property
+    def alive(self) -> bool:
+        return self._ended is None
 
     def close(self) -> None:
         """End the loop; unfinished requests fail. May be called twice."""
@@ -60,7 +68,7 @@ class Loop:
             return
         started.set_result(count)
         del started
-        end: BaseException = EngineError("the engine was terminated")
+        end: BaseException = ModelFailure("the engine was terminated")
         try:
             while self._take_in(scheduler):
                 self._step(scheduler)
@@ -90,6 +98,6 @@ class Loop:
         try:
             scheduler.step()
         except Exception as problem:  # whatever tvm raised belongs to the requests, not to the loop
-            error = EngineError(f"the model failed: {type(problem).__name__}", found=str(problem))
+            error = ModelFailure(f"the model failed: {type(problem).__name__}", found=str(problem))
             error.__cause__ = problem
             scheduler.fail_all(error)

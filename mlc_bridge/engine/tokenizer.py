@@ -48,6 +48,8 @@ class Tokenizer:
         self._tokens.no_padding()
         info = info or tokenizer_info(json.loads(path.read_text(encoding="utf-8")))
         self.strips_first_space = bool(info.get("strip_space_in_decode"))
+        added = self._tokens.get_added_tokens_decoder()
+        self.special = frozenset(i for i, token in added.items() if token.special)
         self._bytes = self._table(info["token_postproc_method"] == "byte_level")
 
     def encode(self, text: str) -> list[int]:
@@ -72,7 +74,7 @@ class Tokenizer:
         return self._bytes
 
     def _table(self, byte_level: bool) -> list[bytes]:
-        added = {i: t.content for i, t in self._tokens.get_added_tokens_decoder().items()}
+        added = self._tokens.get_added_tokens_decoder()
         vocab = self._tokens.get_vocab(with_added_tokens=True)
         table = [b""] * (max(vocab.values(), default=-1) + 1)
         alphabet = byte_alphabet() if byte_level else {}
