@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from mlc_bridge.registry import Table, table
-from mlc_bridge.schemes import autoawq, dense, fp8, fp8_block
-from mlc_bridge.schemes.scheme import Role, Scheme, Spec
+from mlc_bridge.schemes import autoawq, dense, fp8, fp8_block, group_quant
+from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
 
-__all__ = ["SCHEMES", "Role", "Scheme", "Spec"]
+__all__ = ["SCHEMES", "Role", "Scheme", "Spec", "for_role"]
 
 SCHEMES: Table[Scheme] = table(
     "schemes",
     *(dense.Q0F16, dense.Q0BF16, dense.Q0F32),
     *autoawq.ROWS,
+    *group_quant.ROWS,
     *fp8.ROWS,
     *fp8_block.ROWS,
 )

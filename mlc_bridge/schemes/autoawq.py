@@ -36,15 +36,13 @@ from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import AWQ, Array, PackedArray, pack, repack
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes.matmul import dequantized_matmul, dequantized_rows
-from mlc_bridge.schemes.model_dtype import narrow
+from mlc_bridge.schemes.model_dtype import narrow, narrow_scale
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
 
 _SUFFIXES = ("qweight", "qzeros", "scales")
-_F16_TINY = float(np.finfo(np.float16).smallest_normal)
-_F16_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class AutoAWQ:
         repeat = self._repeat(q, layer)
         codes = repack(q.codes, AWQ).words
         zeros = self._zeros(q, layer)
-        scales = _float16(q.scale, layer, self.name).T
+        scales = narrow_scale(q.scale, "float16", layer, self.name).T
         return {
             "qweight": codes,
             "qzeros": np.repeat(zeros, repeat, axis=0) if repeat > 1 else zeros,
@@ -151,25 +149,6 @@ class AutoAWQ:
         if q.zero.packing != AWQ and int(q.zero.unpack().max(initial=0)) > 15:
             raise CannotExpress(layer, self.name, "a zero point lies outside 0..15")
         return repack(q.zero, AWQ).words
-
-
-def rounded_scales(q: QTensor) -> int:
-    """How many scales of ``q`` change when stored as float16 (none for a float16 source)."""
-    if q.scale.dtype == np.float16:
-        return 0
-    return int(np.count_nonzero(q.scale.astype(np.float16).astype(np.float64) != q.scale))
-
-
-def _float16(scale: Array, layer: str, scheme: str) -> Array:
-    if scale.dtype == np.float16:
-        return scale
-    size = np.abs(scale.astype(np.float64))
-    # Above the normal range the nearest float16 may be infinite, below it 2^-11 no longer holds.
-    bad = ~((size == 0) | ((size >= _F16_TINY) & (size <= _F16_MAX)))
-    if bad.any():
-        reason = f"scale {size[bad][0]:.3g} lies outside float16's normal range"
-        raise CannotExpress(layer, scheme, reason)
-    return scale.astype(np.float16)
 
 
 def _dequantize(qweight: Any, qzeros: Any, scales: Any) -> Any:

@@ -1,0 +1,173 @@
+"""One weight after the other, from the checkpoint's bytes to the scheme's parameters, on all cores.
+
+read -> stack (q/k/v, gate/up) -> encode. Exactly, or CannotExpress; with ``requantize`` a weight
+that the scheme cannot hold is dequantized in float32 and quantized by the scheme's own rounding,
+and the difference is measured.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlc_bridge.errors import CannotExpress, SourceError
+from mlc_bridge.models import Weight
+from mlc_bridge.models.arch import is_quantized
+from mlc_bridge.packing import Array
+from mlc_bridge.qtensor import QTensor, concat
+from mlc_bridge.schemes import Scheme, for_role
+from mlc_bridge.schemes.dense import BY_DTYPE
+from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES, narrow
+from mlc_bridge.stages.weight_plan import WeightPlan
+
+Read = QTensor | Array
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What re-quantizing cost one layer: |w - w'| at most, RMS of w - w', cosine of w and w'."""
+
+    layer: str
+    max: float
+    rms: float
+    cosine: float
+
+
+@dataclass
+class Encoded:
+    """One weight ready to be written, and what there is to tell about it."""
+
+    weight: Weight
+    params: dict[str, Array]
+    scales_rounded: int = 0
+    errors: list[LayerError] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+
+def encoded(plan: WeightPlan, requantize: bool) -> Iterator[Encoded]:
+    """Every weight in order; at most one more than there are cores is in memory."""
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(workers or 1, thread_name_prefix="encode") as pool:
+        ahead: deque[Future[Encoded]] = deque()
+        try:
+            for weight in plan.weights:
+                ahead.append(pool.submit(_encode, plan, weight, requantize))
+                if len(ahead) > (workers or 1):
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _encode(plan: WeightPlan, weight: Weight, requantize: bool) -> Encoded:
+    done = Encoded(weight, {})
+    dtype = plan.scheme.model_dtype
+    if weight.role == "norm":
+        norm = plan.ckpt.tensor(f"{weight.sources[0]}.weight")
+        if weight.offset:
+            norm = norm + norm.dtype.type(weight.offset)
+        done.params = {"weight": narrow(norm, dtype, weight.path)}
+        return done
+    if is_quantized(weight, plan.scheme, plan.config.float_layers):
+        scheme = for_role(plan.scheme, weight.role)
+    else:
+        scheme = BY_DTYPE[dtype]
+    if weight.experts:
+        each = [weight.expert_sources(e) for e in range(weight.experts)]
+        made = [_matrix(plan, layers, scheme, done, requantize) for layers in each]
+        done.params = {suffix: np.stack([m[suffix] for m in made]) for suffix in made[0]}
+    else:
+        done.params = _matrix(plan, weight.sources, scheme, done, requantize)
+    if weight.bias:
+        parts = [_bias(plan, layer) for layer in weight.sources]
+        bias = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        done.params["bias"] = narrow(bias, dtype, f"{weight.path}.bias")
+    return done
+
+
+def _matrix(
+    plan: WeightPlan, layers: Sequence[str], scheme: Scheme, done: Encoded, requantize: bool
+) -> dict[str, Array]:
+    """Parameters of the matrix that ``layers`` make, stacked along n."""
+    parts: list[Read] = [plan.source.read(plan.ckpt, layer) for layer in layers]
+    path = done.weight.path if len(layers) == len(done.weight.sources) else layers[0]
+    tensors = [part for part in parts if isinstance(part, QTensor)]
+    if not tensors:
+        return _from_float([p for p in parts if not isinstance(p, QTensor)], scheme, path)
+    try:
+        if len(tensors) < len(parts):
+            raise CannotExpress(path, scheme.name, "some of its parts are float")
+        tensor = _stacked(tensors, scheme, path, done)
+        params = scheme.encode(tensor, path)
+    except CannotExpress:
+        if not requantize:
+            raise
+        return _requantized(parts, scheme, path, done)
+    if scheme not in BY_DTYPE.values():
+        done.scales_rounded += _rounded(tensor.scale, params, scheme.model_dtype)
+    return params
+
+
+def _from_float(arrays: Sequence[Array], scheme: Scheme, path: str) -> dict[str, Array]:
+    whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    if scheme in BY_DTYPE.values():
+        return {"weight": narrow(whole, scheme.model_dtype, path)}
+    return scheme.encode(scheme.quantize(whole), path)
+
+
+def _stacked(tensors: list[QTensor], scheme: Scheme, path: str, done: Encoded) -> QTensor:
+    """One tensor of layers that are one here; a scheme may first bring them to one scale."""
+    align = getattr(scheme, "align", None)
+    if align is not None and len(tensors) > 1:
+        tensors, findings = align(tensors, path)
+        done.findings.extend(findings)
+    try:
+        return concat(tensors)
+    except ValueError as problem:
+        raise CannotExpress(path, scheme.name, str(problem)) from None
+
+
+def _requantized(
+    parts: Sequence[Read], scheme: Scheme, path: str, done: Encoded
+) -> dict[str, Array]:
+    floats = [p.dequantize() if isinstance(p, QTensor) else p.astype(np.float32) for p in parts]
+    exact = np.concatenate(floats) if len(floats) > 1 else floats[0]
+    params = _from_float([exact], scheme, path)
+    dense = scheme in BY_DTYPE.values()
+    got = params["weight"] if dense else scheme.decode(params).dequantize()[:, : exact.shape[1]]
+    done.errors.append(_error(path, exact, np.asarray(got, np.float32)))
+    return params
+
+
+def _error(path: str, exact: Array, got: Array) -> LayerError:
+    def dot(a: Array, b: Array) -> float:
+        return float(np.sum(a * b, dtype=np.float64))
+
+    gap = got - exact
+    norms = math.sqrt(dot(exact, exact) * dot(got, got))
+    cosine = dot(exact, got) / norms if norms else 1.0
+    return LayerError(path, float(np.abs(gap).max()), math.sqrt(dot(gap, gap) / gap.size), cosine)
+
+
+def _bias(plan: WeightPlan, layer: str) -> Array:
+    bias = plan.source.bias(plan.ckpt, layer)
+    if bias is None:
+        raise SourceError("the checkpoint lacks this tensor", where=f"{layer}.bias")
+    return bias
+
+
+def _rounded(scale: Array, params: dict[str, Array], dtype: str) -> int:
+    """How many scales changed on their way into parameters of the model dtype."""
+    stored = NUMPY_DTYPES[dtype]
+    if scale.dtype == stored or all(array.dtype != stored for array in params.values()):
+        return 0
+    exact = scale.astype(np.float32)
+    return int(np.count_nonzero(exact.astype(stored).astype(np.float32) != exact))
