@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -137,9 +138,9 @@ class Run:
     def _resume(self) -> None:
         """Take up a saved state of the very same run; any other is left behind."""
         try:
-            with np.load(self.state, allow_pickle=False) as saved:
+            with self.state.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 head, counts = json.loads(str(saved["head"])), saved["counts"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, BadZipFile):
             return
         if head["key"] != self.key:
             return
