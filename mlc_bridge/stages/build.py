@@ -39,12 +39,12 @@ from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
 from mlc_bridge.stages.convert_weight import (
     ConvertJob,
     ConvertReport,
-    Plan,
     convert_weight,
     plan_weights,
 )
 from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.weight_plan import WeightPlan
 
 LIB_NAME = "lib.so"
 
@@ -202,7 +202,7 @@ def _compile(job: BuildJob, work: Path, progress: Progress) -> CompileReport:
     return compile_model(wish, progress)
 
 
-def _check_dataset(job: BuildJob, plan: Plan) -> None:
+def _check_dataset(job: BuildJob, plan: WeightPlan) -> None:
     """A float checkpoint has no activation scales: say so before the long work."""
     unfilled = any(spec.filled_by == "calibrate" for spec in plan.specs.values())
     if unfilled and not job.calibration_dataset and not plan.source.layers(plan.ckpt):
@@ -230,7 +230,7 @@ def _part(kind: Any, job: BuildJob, **other: Any) -> Any:
     return kind(**{**shared, **other})
 
 
-def _plan(job: BuildJob, config: GenConfigReport, plan: Plan) -> BuildPlan:
+def _plan(job: BuildJob, config: GenConfigReport, plan: WeightPlan) -> BuildPlan:
     return BuildPlan(
         model=plan.ckpt.path,
         output=Path(job.output),

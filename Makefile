@@ -1,0 +1,38 @@
+# Two commands: `make demo` builds the example model and lets it answer, `make test` runs all checks.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/runs
+	$(BIN)/mlc-bridge build examples/models/stdlib-llama-7m-awq -o dist/demo
+	$(BIN)/mlc-bridge chat dist/demo --temperature 0 --max-tokens 96 \
+		--prompt "Write a Python function that joins two paths."
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv dist build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=..." \
+		if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+# Stamps, so that a second run installs nothing.
+.venv/runs: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q -e '.[tvm]'
+	touch $@
+
+# torch first and pinned: the pin resolves to a build without gigabytes of CUDA libraries.
+.venv/tests: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -e '.[tvm,torch,dev]'
+	touch $@ .venv/runs

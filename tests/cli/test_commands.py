@@ -1,0 +1,162 @@
+"""The command line as a user meets it: exit codes, what goes to stdout, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlc_bridge.cli.flags import HELP, job_command
+from mlc_bridge.stages.build import BuildJob
+from mlc_bridge.stages.calibrate import CalibrateJob
+from mlc_bridge.stages.compile import CompileJob
+from mlc_bridge.stages.convert_weight import ConvertJob
+from mlc_bridge.stages.gen_config import GenConfigJob
+
+COMMAND = (sys.executable, "-W", "error", "-m", "mlc_bridge")
+
+
+def run(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, args)], capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+def test_gen_config_and_convert(example_awq: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run("gen-config", example_awq, "--conv-template", "chatml", "-o", out)
+    assert first.returncode == 0, first.stderr
+    assert "q4f16_autoawq" in first.stdout
+    second = run("convert-weight", example_awq, "--quantization", "q4f16_autoawq", "-o", out)
+    assert second.returncode == 0, second.stderr
+    index = json.loads((out / "tensor-cache.json").read_text())
+    assert index["metadata"]["ParamSize"] == 87
+    config = json.loads((out / "mlc-chat-config.json").read_text())
+    assert config["mlc_bridge"] == index["metadata"]["mlc_bridge"]
+
+
+def test_convert_works_on_a_checkpoint_alone(example_float: Path, tmp_path: Path) -> None:
+    ran = run("convert", example_float, "--quantization", "q0f32", "-o", tmp_path / "out")
+    assert ran.returncode == 0, ran.stderr
+    assert not (tmp_path / "out/mlc-chat-config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("gen-config", "nothing here", "-o", "o"), ("nothing here", "expected")),
+        (("convert", "{model}", "--quantization", "q4f16", "-o", "o"), ("q4f16", "q4f16_autoawq")),
+        (("convert", "{model}", "--source-format", "awq", "-o", "o"), ("autoawq", "against")),
+        (("gen-config", "{model}", "--conv-template", "x", "-o", "o"), ("'x'", "chatml")),
+        (("compile", "{model}", "-o", "o/lib.so"), ("mlc-chat-config.json", "gen-config")),
+        (("chat", "{model}", "--prompt", "hi"), ("mlc-chat-config.json", "gen-config")),
+        (("build", "{model}"), ("output",)),
+        (("build", "--config", "none.yml"), ("none.yml", "no such recipe")),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_exit_2(
+    example_float: Path, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    ran = run(*(a.format(model=example_float) for a in arguments), cwd=tmp_path)
+    assert ran.returncode == 2
+    error = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert "Traceback" not in ran.stderr
+    for word in words:
+        assert word in error[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_flags_are_exit_2() -> None:
+    assert run("convert", "--no-such-flag").returncode == 2
+    assert run("no-such-command").returncode == 2
+    assert run("gen-config", "m", "-o", "o", "--max-batch-size", "many").returncode == 2
+
+
+def test_traceback_only_when_asked_for(tmp_path: Path) -> None:
+    assert "Traceback" not in run("gen-config", tmp_path, "-o", tmp_path / "o").stderr
+    for place in (("--traceback", "gen-config"), ("gen-config", "--traceback")):
+        ran = run(*place, tmp_path, "-o", tmp_path / "o")
+        assert ran.returncode == 2
+        assert "Traceback" in ran.stderr
+
+
+def test_unexpected_errors_are_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: object) -> None:
+    from mlc_bridge.cli.exits import guarded
+
+    def broken() -> None:
+        raise ZeroDivisionError("by design")
+
+    with pytest.raises(SystemExit) as end:
+        guarded(broken)()
+    assert end.value.code == 1
+    text = capsys.readouterr().err  # type: ignore[attr-defined]
+    assert "ZeroDivisionError: by design" in text
+    assert "--traceback" in text
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_nothing_behind(
+    example_awq: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Stopped while it compiles; the directory it works in is beside the output."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*COMMAND, "build", str(example_awq), "-o", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("compile"):
+            break
+    time.sleep(0.3)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_is_plain_where_there_is_no_terminal(example_float: Path, tmp_path: Path) -> None:
+    ran = run("gen-config", example_float, "-o", tmp_path / "out")
+    assert "\x1b" not in ran.stdout + ran.stderr
+    assert run("--version").stdout.startswith("mlc-bridge ")
+
+
+def test_doctor_as_text_and_json() -> None:
+    text = run("doctor")
+    assert text.returncode == 0, text.stderr
+    for word in ("apache-tvm", "cpu features", "linker", "memory free", "compile for this CPU"):
+        assert word in text.stdout
+    found = json.loads(run("doctor", "--json").stdout)
+    versions = {p["name"]: p["version"] for p in found["packages"]}
+    assert versions["apache-tvm"].startswith("0.27")
+    assert all(a["works"] or a["todo"] for a in found["abilities"])
+
+
+@pytest.mark.parametrize("job", [GenConfigJob, ConvertJob, CompileJob, CalibrateJob, BuildJob])
+def test_every_field_of_a_job_is_an_explained_flag(job: type) -> None:
+    command = job_command(job, lambda given: None, "")
+    for name in command.__signature__.parameters:  # type: ignore[attr-defined]
+        assert HELP.get(name), f"{job.__name__}.{name} has no help text"
+
+
+def test_the_source_directory_is_never_touched(example_awq: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(example_awq, model)
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in model.iterdir()}
+    for path in (*model.iterdir(), model):
+        path.chmod(path.stat().st_mode & ~0o222)
+    assert run("gen-config", model, "-o", tmp_path / "out").returncode == 0
+    assert run("convert", model, "-o", tmp_path / "out").returncode == 0
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in model.iterdir()} == before
+    model.chmod(0o755)
