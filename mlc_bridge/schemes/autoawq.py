@@ -35,7 +35,7 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import AWQ, Array, PackedArray, pack, repack
 from mlc_bridge.qtensor import QTensor
-from mlc_bridge.schemes.matmul import dequantized_matmul, dequantized_rows
+from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
 from mlc_bridge.schemes.model_dtype import narrow, narrow_scale
 from mlc_bridge.schemes.scheme import Role, Spec
 
@@ -113,12 +113,16 @@ class AutoAWQ:
         )
 
     def linear(self, x: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
-        return dequantized_matmul(x, [p[key] for key in _SUFFIXES], _dequantize, out_dtype)
+        stored = [p[key] for key in _SUFFIXES]
+        return dequantized_matmul(x, stored, self.dequantize(x.shape[-1]), out_dtype)
 
     def embedding(
         self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
     ) -> nn.Tensor:
-        return dequantized_rows(ids, [p[key] for key in _SUFFIXES], _dequantize, out_dtype)
+        return dequantized_rows(ids, [p[key] for key in _SUFFIXES], self.dequantize(k), out_dtype)
+
+    def dequantize(self, k: int) -> Dequantize:
+        return _dequantize
 
     def _repeat(self, q: QTensor, layer: str) -> int:
         """How often each group of ``q`` repeats along k; refuses what the layout cannot hold."""

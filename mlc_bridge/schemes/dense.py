@@ -17,7 +17,7 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
-from mlc_bridge.schemes.matmul import dequantized_rows, nt_matmul
+from mlc_bridge.schemes.matmul import Dequantize, dequantized_rows, nt_matmul
 from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES
 from mlc_bridge.schemes.scheme import Role, Spec
 
@@ -61,7 +61,10 @@ class Dense:
     def embedding(
         self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
     ) -> nn.Tensor:
-        return dequantized_rows(ids, [p["weight"]], lambda weight: weight, out_dtype)
+        return dequantized_rows(ids, [p["weight"]], self.dequantize(k), out_dtype)
+
+    def dequantize(self, k: int) -> Dequantize:
+        return lambda weight: weight
 
 
 Q0F16 = Dense("q0f16", "float16")

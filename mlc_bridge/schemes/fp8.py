@@ -34,7 +34,7 @@ from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes.float8 import E4M3, E5M2, Float8
-from mlc_bridge.schemes.matmul import dequantized_matmul
+from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -127,6 +127,9 @@ class PerTensor:
         self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
     ) -> nn.Tensor:
         raise TypeError(f"{self.name} keeps the embedding float")
+
+    def dequantize(self, k: int) -> Dequantize:
+        raise TypeError(f"{self.name} scales the product, not the weight")
 
     def observe(self, x: nn.Tensor, layer: str) -> nn.Tensor:
         """Device: ``x`` as it is; a calibration lib shows it to ``OBSERVE`` on the way."""

@@ -26,7 +26,7 @@ from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes.float8 import E4M3
-from mlc_bridge.schemes.matmul import dequantized_matmul
+from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class BlockScale:
         self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
     ) -> nn.Tensor:
         raise TypeError(f"{self.name} keeps the embedding float")
+
+    def dequantize(self, k: int) -> Dequantize:
+        return self._dequantize
 
     def _dequantize(self, weight: Any, scale: Any) -> Any:
         from tvm import te

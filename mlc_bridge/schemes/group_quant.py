@@ -116,15 +116,15 @@ class GroupQuant:
 
     def linear(self, x: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
         stored = [p["q_weight"], p["q_scale"]]
-        return dequantized_matmul(x, stored, self._dequantize(x.shape[-1]), out_dtype)
+        return dequantized_matmul(x, stored, self.dequantize(x.shape[-1]), out_dtype)
 
     def embedding(
         self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
     ) -> nn.Tensor:
         stored = [p["q_weight"], p["q_scale"]]
-        return dequantized_rows(ids, stored, self._dequantize(k), out_dtype)
+        return dequantized_rows(ids, stored, self.dequantize(k), out_dtype)
 
-    def _dequantize(self, k: int) -> Dequantize:
+    def dequantize(self, k: int) -> Dequantize:
         from tvm import te, tirx
 
         bits, per_word, group = self.bits, self.packing.per_word, self.group

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
+from mlc_bridge.schemes.matmul import Dequantize
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
@@ -66,6 +67,14 @@ class Scheme(Protocol):
         self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
     ) -> nn.Tensor:
         """Device expression of the rows ``ids`` (int32 ``[s]``) of the weight: ``[s, k]``."""
+        ...
+
+    def dequantize(self, k: int) -> Dequantize:
+        """TE function: parameters in the order of ``params`` -> the weight ``[n, k]``.
+
+        It uses ``shape``, ``dtype`` and ``[i, j]`` of its arguments only, so that views of a
+        stack of experts do as well.
+        """
         ...
 
 
