@@ -13,22 +13,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend.nn.llm import kv_cache as tvm_kernels
 from tvm.target import Target
 
+from mlc_bridge.errors import CompileError
 from tir_schedules.cpu.attention import cpu_kv_cache_functions
 
 SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "sliding")
 PAGE = 16
-MHA, MHA_SLIDING = 0, 3
-ROPE_NORMAL = 1
+MHA = 0
+ROPE_NONE, ROPE_NORMAL = 0, 1
 
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """What the cache must know of a model; ``sliding`` names the layers with local attention."""
+    """What the cache must know of a model."""
 
     layers: int
     heads: int
@@ -39,6 +41,12 @@ class CacheLayout:
     rope_scale: float = 1.0
     rope_scaling: dict[str, Any] | None = None
     rotary_dim: int | None = None
+    rope_factors: tuple[float, ...] | None = None
+    rotates: bool = True
+    """False where the graph itself rotates queries and keys."""
+    window: int | None = None
+    """Positions that a local layer sees; it is told by a negative scale of its scores."""
+    score_cap: float | None = None
 
     def metadata(self) -> dict[str, int]:
         """The ``kv_cache`` block of ``_metadata``."""
@@ -76,6 +84,7 @@ def attach_cache(mod: tvm.IRModule, layout: CacheLayout, target: Target) -> tvm.
 
 def _model(layout: CacheLayout) -> list[Any]:
     """The constructor's arguments that describe the model."""
+    factors = layout.rope_factors
     return [
         relax.ShapeExpr([0, layout.layers]),
         relax.prim_value(layout.heads),
@@ -84,10 +93,10 @@ def _model(layout: CacheLayout) -> list[Any]:
         relax.prim_value(layout.head_dim),
         relax.ShapeExpr([MHA] * layout.layers),
         relax.prim_value(False),
-        relax.prim_value(ROPE_NORMAL),
+        relax.prim_value(ROPE_NORMAL if layout.rotates else ROPE_NONE),
         relax.prim_value(layout.rope_scale),
         relax.prim_value(layout.rope_theta),
-        relax.prim_value(0),
+        relax.prim_value(0) if factors is None else relax.const(np.array(factors, "float32")),
         relax.op.zeros((), layout.dtype),
     ]
 
@@ -123,11 +132,18 @@ def cpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]
         rotary_dim=layout.rotary_dim or layout.head_dim,
         target=target,
         page_size=PAGE,
+        softcap=layout.score_cap,
+        window=layout.window,
     )
 
 
 def gpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]:
-    """Name -> kernel in the constructor's order; TVM's own kernels."""
+    """Name -> kernel in the constructor's order; TVM's own, which know no window and no cap."""
+    for what in ("window", "score_cap"):
+        if getattr(layout, what) is not None:
+            raise CompileError(
+                f"attention with a {what} has no CUDA kernels", todo="Compile for --device cpu"
+            )
     k = tvm_kernels
     h, kv, d, dtype = layout.heads, layout.kv_heads, layout.head_dim, layout.dtype
     theta, scaling = layout.rope_theta, layout.rope_scaling or {}

@@ -21,8 +21,8 @@ GREEDY = 1e-5
 GPU_THREADS = 256
 
 
-def attach_softmax(mod: tvm.IRModule, active: int | None) -> tvm.IRModule:
-    batch, vocab = tirx.Var("batch_size", "int64"), tirx.Var("vocab_size", "int64")
+def attach_softmax(mod: tvm.IRModule, vocab: int, active: int | None) -> tvm.IRModule:
+    batch = tirx.Var("batch_size", "int64")
     logits = relax.Var("logits", relax.TensorType([batch, 1, vocab], "float32"))
     temperature = relax.Var("temperature", relax.TensorType([batch], "float32"))
     builder = relax.BlockBuilder(mod)

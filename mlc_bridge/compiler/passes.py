@@ -32,8 +32,8 @@ def kv_cache(layout: CacheLayout, target: Target) -> Pass:
     return module_pass("KVCache", lambda mod: attach_cache(mod, layout, target))
 
 
-def softmax(active_vocab: int | None) -> Pass:
-    return module_pass("Softmax", lambda mod: attach_softmax(mod, active_vocab))
+def softmax(vocab: int, active: int | None) -> Pass:
+    return module_pass("Softmax", lambda mod: attach_softmax(mod, vocab, active))
 
 
 def logit_processors(target: Target) -> Pass:
@@ -44,7 +44,6 @@ def bounds(upper: Mapping[str, int]) -> Pass:
     """Upper bounds of symbolic sizes: all memory is planned once, for the largest call."""
     attrs = {
         "tir_var_upper_bound": dict(upper),
-        "tir_non_negative_var": ["vocab_size"],
         "relax.memory_plan_dynamic_func_output": True,
     }
 

@@ -40,6 +40,7 @@ class Unit:
     cache: CacheLayout
     metadata: Mapping[str, Any]
     chunk: int
+    vocab: int
     bounds: Mapping[str, int]
     active_vocab: int | None = None
     usage: dict[str, int] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class Unit:
 def attach(unit: Unit, target: Target) -> list[Pass]:
     return [
         passes.kv_cache(unit.cache, target),
-        passes.softmax(unit.active_vocab),
+        passes.softmax(unit.vocab, unit.active_vocab),
         passes.logit_processors(target),
         passes.embedding_allocator(unit.chunk),
         passes.bounds(unit.bounds),
@@ -123,9 +124,16 @@ def compile_module(unit: Unit, target: Target, dump: Path | None = None) -> Any:
         raise CompileError(
             "the compiler failed on this model",
             where=target.kind.name,
-            found=str(error).strip().splitlines()[-1][:300],
-            todo="Try --target llvm; with --dump DIR the module after each phase can be read",
+            found=_summary(error),
+            todo="With --dump DIR the module after each phase can be read",
         ) from error
+
+
+def _summary(error: Exception) -> str:
+    """TVM's errors are pages of source; the line that says what is wrong is enough here."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("error:") or "Check failed" in line]
+    return f"{type(error).__name__}: {(told or lines or ['?'])[0][:300]}"
 
 
 def export(executable: Any, output: Path) -> None:

@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from mlc_bridge.models.arch import Arch, ModelConfig, Weight
+from mlc_bridge.models.gemma2 import GEMMA2
+from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
 from mlc_bridge.models.llama import LLAMA
+from mlc_bridge.models.mistral import MISTRAL
+from mlc_bridge.models.mixtral import MIXTRAL
+from mlc_bridge.models.phi3 import PHI3
+from mlc_bridge.models.qwen2 import QWEN2
+from mlc_bridge.models.qwen3 import QWEN3
+from mlc_bridge.models.qwen3_moe import QWEN3_MOE
 from mlc_bridge.registry import Table, table
 
-MODELS: Table[Arch] = table("models", LLAMA)
+MODELS: Table[Arch] = table(
+    "models",
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA2,
+    GEMMA3_TEXT,
+    PHI3,
+    MIXTRAL,
+    QWEN3_MOE,
+)
 
 __all__ = ["MODELS", "Arch", "ModelConfig", "Weight"]

@@ -7,7 +7,7 @@ conversion needs no compiler; the graph imports tvm when it is built. A test hol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
@@ -23,6 +23,9 @@ class Weight:
     ``path`` is MLC's module path; the scheme adds suffixes (``weight``, ``qweight``, ...). A matrix
     is ``[n, k]`` = (sum(rows), k); ``sources`` are stacked along n, ``rows[i]`` rows of source i.
     A norm has ``k == 0`` and shape ``[n]``. ``bias`` says that the layer also has a bias ``[n]``.
+    ``offset`` is added to the source's values before they are stored. With ``experts`` the layer is
+    a stack: ``rows``, ``n`` and ``k`` describe one expert, ``sources`` name those of expert 0, then
+    of expert 1 and so on, and every stored array has the expert as its first axis.
     """
 
     path: str
@@ -31,6 +34,13 @@ class Weight:
     k: int
     role: Role | Literal["norm"] = "linear"
     bias: bool = False
+    offset: float = 0.0
+    experts: int = 0
+
+    def expert_sources(self, number: int) -> tuple[str, ...]:
+        """The checkpoint layers that make one expert."""
+        parts = len(self.rows)
+        return self.sources[number * parts : (number + 1) * parts]
 
     @property
     def n(self) -> int:
@@ -51,6 +61,8 @@ def parameters(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ())
     )
     if weight.bias:
         params["bias"] = Spec((weight.n,), scheme.model_dtype)
+    if weight.experts:
+        params = {s: replace(p, shape=(weight.experts, *p.shape)) for s, p in params.items()}
     return params
 
 

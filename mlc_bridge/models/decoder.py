@@ -29,13 +29,20 @@ from mlc_bridge.models.layers import (
     QLinear,
     RMSNorm,
     attend,
+    cap,
     gated,
     last_token,
+    positions,
+    qk_norm,
+    rope_table,
+    rotate,
     take_rows,
 )
+from mlc_bridge.models.mixture import ExpertLinear, choose
 from mlc_bridge.schemes.scheme import Scheme
 
-KINDS = {"linear": QLinear, "lm_head": QLinear, "embedding": Embedding}
+Block = dict[str, Any]
+Tables = tuple[tuple[nn.Tensor, nn.Tensor], ...] | None
 
 
 class Decoder(nn.Module):
@@ -45,18 +52,15 @@ class Decoder(nn.Module):
         embed = outer.pop("embed")
         # Planted in the table's order: it becomes the order of packed_params. Plain dicts refer to
         # the layers, because the exporter would count a module attribute as a second parameter.
-        self.outer = {"embed": self._plant(embed)}
-        self.blocks = [
+        self.outer: Block = {"embed": self._plant(embed)}
+        self.blocks: list[Block] = [
             {slot: self._plant(w) for slot, w in layer_weights(spec, index).items()}
             for index in range(spec.layers)
         ]
         self.outer |= {slot: self._plant(w) for slot, w in outer.items()}
 
     def _plant(self, weight: Weight) -> Layer:
-        if weight.role == "norm":
-            layer = RMSNorm(weight, self.scheme, self.spec.eps)
-        else:
-            layer = KINDS[weight.role](weight, self.scheme, self.spec.float_layers)
+        layer = self._layer(weight)
         *parents, leaf = weight.path.split(".")
         node: nn.Module = self
         for name in parents:
@@ -66,27 +70,71 @@ class Decoder(nn.Module):
         setattr(node, leaf, layer)
         return layer
 
+    def _layer(self, weight: Weight) -> Layer:
+        scheme, floats = self.scheme, self.spec.float_layers
+        if weight.role == "norm":
+            return RMSNorm(weight, scheme, self.spec.eps)
+        if weight.role == "embedding":
+            return Embedding(weight, scheme, floats)
+        kind = ExpertLinear if weight.experts else QLinear
+        return kind(weight, scheme, floats)
+
     def hidden(self, x: nn.Tensor, kv: PagedKVCache) -> nn.Tensor:
         """All layers, before the last norm."""
+        x = x if self.spec.embed_scale == 1.0 else x * self.spec.embed_scale
+        tables = self.rope_tables(x, kv)
         for index, block in enumerate(self.blocks):
-            x = x + self.attention(block, block["attn_norm"](x), kv, index)
-            x = x + block["down"](gated(block["gate_up"](block["mlp_norm"](x)), "silu"))
+            out = self.attention(block, block["attn_norm"](x), kv, index, tables)
+            x = x + (block["attn_post"](out) if self.spec.post_norms else out)
+            out = self.mlp(block, block["mlp_norm"](x))
+            x = x + (block["mlp_post"](out) if self.spec.post_norms else out)
         return x
 
+    def rope_tables(self, x: nn.Tensor, kv: PagedKVCache) -> Tables:
+        """For global and for local layers; none where the cache itself rotates all of them."""
+        spec = self.spec
+        if spec.local_rope is None:
+            return None
+        at = positions(kv, x.shape[0] * x.shape[1])
+        return tuple(rope_table(at, r, spec.head_dim) for r in (spec.rope, spec.local_rope))
+
     def attention(
-        self, block: dict[str, Layer], x: nn.Tensor, kv: PagedKVCache, index: int
+        self, block: Block, x: nn.Tensor, kv: PagedKVCache, index: int, tables: Tables
     ) -> nn.Tensor:
         spec = self.spec
         b, s, _ = x.shape
-        qkv = op.reshape(block["qkv"](x), (b * s, spec.heads + 2 * spec.kv_heads, spec.head_dim))
-        out = attend(kv, index, qkv, spec.heads, spec.attention_scale)
+        local = bool(spec.local) and spec.local[index]
+        qkv = op.reshape(self.qkv(block, x), (b * s, spec.heads + 2 * spec.kv_heads, spec.head_dim))
+        if spec.qk_norm:
+            qkv = qk_norm(qkv, block["q_norm"], block["k_norm"], spec.heads, spec.kv_heads)
+        if tables is not None:
+            qkv = rotate(qkv, tables[local], spec.heads + spec.kv_heads)
+        scale = -spec.attention_scale if local else spec.attention_scale
+        out = attend(kv, index, qkv, spec.heads, scale)
         return block["o"](op.reshape(out, (b, s, spec.heads * spec.head_dim)))
+
+    def qkv(self, block: Block, x: nn.Tensor) -> nn.Tensor:
+        if self.spec.fused_qkv:
+            return block["qkv"](x)
+        return op.concat([block[slot](x) for slot in ("q", "k", "v")], dim=-1)
+
+    def mlp(self, block: Block, x: nn.Tensor) -> nn.Tensor:
+        if self.spec.experts is not None:
+            return self.mixture(block, x)
+        return block["down"](gated(block["gate_up"](x), self.spec.activation))
+
+    def mixture(self, block: Block, x: nn.Tensor) -> nn.Tensor:
+        """Every token through its chosen experts, their outputs added by the router's weights."""
+        assert self.spec.experts is not None
+        chosen, share = choose(block["router"](x, "float32"), self.spec.experts)
+        inner = gated(block["expert_gate_up"](x, chosen), self.spec.activation)
+        return op.reshape(block["expert_down"].combine(inner, chosen, share), x.shape)
 
     def logits(self, x: nn.Tensor) -> nn.Tensor:
         x = self.outer["norm"](x)
-        if self.spec.tied:
-            return self.outer["embed"].head(x, "float32")
-        return self.outer["head"](x, "float32")
+        head = self.outer["embed"].head if self.spec.tied else self.outer["head"]
+        y = head(x, "float32")
+        return y if self.spec.logit_cap is None else cap(y, self.spec.logit_cap)
 
     def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
         return self.outer["embed"](input_ids)

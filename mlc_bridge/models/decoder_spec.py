@@ -4,58 +4,85 @@ An architecture file fills a ``DecoderSpec``; the weight table (here) and the re
 (``decoder.py``) are both read off it, so they cannot name or shape a weight differently::
 
     h = embed(ids) * embed_scale
-    h = h + post?(attention(rope(qkv(norm(h)))))        for every layer
-    h = h + post?(mlp(norm(h)))
+    h = h + post(o(attention(rope(norm(qkv(norm(h)))))))        for every layer
+    h = h + post(mlp(norm(h)))                                  mlp: gated, or experts
     logits = cap(head(norm(h)))
 
-``Names`` holds MLC's module paths and the checkpoint's, relative to the layer where they are inside
-one. Weights fused on MLC's side have several checkpoint names, stacked along the output rows.
+``Names`` holds MLC's module path first, then the checkpoint's, relative to the layer where they are
+inside one. Weights fused on MLC's side have several checkpoint paths, stacked along the rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlc_bridge.models.arch import Weight
+from mlc_bridge.models.decoder_config import DecoderConfig
 from mlc_bridge.schemes.scheme import Scheme
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+Path = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: base, position scale, MLC's scaling block, rotated width (None: all)."""
+    """Rotary embedding: base, position scale, MLC's scaling block, rotated width (None: all).
+
+    ``factors`` divide the frequencies one by one (longrope).
+    """
 
     theta: float
     scale: float = 1.0
     scaling: dict[str, Any] | None = None
     rotary_dim: int | None = None
+    factors: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture instead of the MLP: ``count`` experts, ``chosen`` per token, of width ``inner``.
+
+    Router weights are a softmax over all experts; ``renormalize`` makes the chosen ones sum to 1.
+    """
+
+    count: int
+    chosen: int
+    inner: int
+    renormalize: bool
 
 
 @dataclass(frozen=True)
 class Names:
-    """MLC path and checkpoint paths of every slot; layer slots are relative to the layer."""
+    """MLC path, then checkpoint path(s), of every slot; ``{}`` is the layer's number.
 
-    embed: tuple[str, str] = ("model.embed_tokens", "model.embed_tokens")
-    layer: tuple[str, str] = ("model.layers.{}", "model.layers.{}")
-    norm: tuple[str, str] = ("model.norm", "model.norm")
-    head: tuple[str, str] = ("lm_head", "lm_head")
-    qkv: tuple[str, ...] = (
-        "self_attn.qkv_proj",
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-    )
-    o: tuple[str, str] = ("self_attn.o_proj", "self_attn.o_proj")
-    gate_up: tuple[str, ...] = ("mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
-    down: tuple[str, str] = ("mlp.down_proj", "mlp.down_proj")
-    attn_norm: tuple[str, str] = ("input_layernorm", "input_layernorm")
-    mlp_norm: tuple[str, str] = ("post_attention_layernorm", "post_attention_layernorm")
+    In ``expert_gate_up`` and ``expert_down`` the checkpoint paths have an expert number ``{}``.
+    """
+
+    embed: Path = ("model.embed_tokens", "model.embed_tokens")
+    layer: Path = ("model.layers.{}", "model.layers.{}")
+    norm: Path = ("model.norm", "model.norm")
+    head: Path = ("lm_head", "lm_head")
+    qkv: Path = ("self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    q: Path = ("self_attn.q_proj", "self_attn.q_proj")
+    k: Path = ("self_attn.k_proj", "self_attn.k_proj")
+    v: Path = ("self_attn.v_proj", "self_attn.v_proj")
+    o: Path = ("self_attn.o_proj", "self_attn.o_proj")
+    q_norm: Path = ("self_attn.q_norm", "self_attn.q_norm")
+    k_norm: Path = ("self_attn.k_norm", "self_attn.k_norm")
+    gate_up: Path = ("mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
+    down: Path = ("mlp.down_proj", "mlp.down_proj")
+    router: Path = ("mlp.gate", "mlp.gate")
+    expert_gate_up: Path = ()
+    expert_down: Path = ()
+    attn_norm: Path = ("input_layernorm", "input_layernorm")
+    attn_post: Path = ("post_attention_layernorm", "post_attention_layernorm")
+    mlp_norm: Path = ("post_attention_layernorm", "post_attention_layernorm")
+    mlp_post: Path = ("post_feedforward_layernorm", "post_feedforward_layernorm")
 
 
 @dataclass(frozen=True)
@@ -71,14 +98,33 @@ class DecoderSpec:
     vocab: int
     eps: float
     rope: Rope
+    names: Names = field(default_factory=Names)
     tied: bool = False
     activation: Activation = "silu"
+    fused_qkv: bool = True
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    """Added to every norm weight of the checkpoint (gemma stores weight - 1)."""
+    embed_scale: float = 1.0
+    query_width: float | None = None
+    """Scores are divided by its square root; the head width unless given."""
+    score_cap: float | None = None
+    """cap * tanh(score / cap) before the mask."""
+    logit_cap: float | None = None
+    window: int | None = None
+    local: tuple[bool, ...] = ()
+    """Layers whose tokens see only the last ``window`` positions; empty: none."""
+    local_rope: Rope | None = None
+    """Rotary embedding of the local layers where it differs."""
+    experts: Experts | None = None
     float_layers: tuple[str, ...] = ()
-    names: Names = field(default_factory=Names)
 
     @property
     def attention_scale(self) -> float:
-        return float(self.head_dim) ** -0.5
+        return float(self.query_width or self.head_dim) ** -0.5
 
 
 class DecoderFamily:
@@ -96,32 +142,19 @@ class DecoderFamily:
         return Decoder(self.spec(config), scheme)
 
 
-def model_weights(spec: DecoderSpec) -> dict[str, Weight]:
-    """Slot -> weight outside the layers, in MLC's order (``embed`` ... ``norm``, ``head``)."""
-    names, hidden = spec.names, spec.hidden
-    table = {
-        "embed": _matrix(names.embed, (spec.vocab,), hidden, role="embedding"),
-        "norm": _norm(names.norm, hidden),
+def sizes(config: DecoderConfig) -> dict[str, Any]:
+    """The fields of ``DecoderSpec`` that every config has."""
+    return {
+        "hidden": config.hidden_size,
+        "intermediate": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab": config.vocab_size,
+        "eps": config.rms_norm_eps,
+        "float_layers": config.float_layers,
     }
-    if not spec.tied:
-        table["head"] = _matrix(names.head, (spec.vocab,), hidden, role="lm_head")
-    return table
-
-
-def layer_weights(spec: DecoderSpec, index: int) -> dict[str, Weight]:
-    """Slot -> weight of one layer, in MLC's order."""
-    names, hidden, inner = spec.names, spec.hidden, spec.intermediate
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    slots = {
-        "qkv": _matrix(names.qkv, (q, kv, kv), hidden),
-        "o": _matrix(names.o, (hidden,), q),
-        "gate_up": _matrix(names.gate_up, (inner, inner), hidden),
-        "down": _matrix(names.down, (hidden,), inner),
-        "attn_norm": _norm(names.attn_norm, hidden),
-        "mlp_norm": _norm(names.mlp_norm, hidden),
-    }
-    ours, theirs = (name.format(index) for name in names.layer)
-    return {slot: _below(w, ours, theirs) for slot, w in slots.items()}
 
 
 def all_weights(spec: DecoderSpec) -> list[Weight]:
@@ -130,23 +163,88 @@ def all_weights(spec: DecoderSpec) -> list[Weight]:
     return [outer.pop("embed"), *_layers(spec), *outer.values()]
 
 
+def model_weights(spec: DecoderSpec) -> dict[str, Weight]:
+    """Slot -> weight outside the layers, in MLC's order (``embed`` ... ``norm``, ``head``)."""
+    names, hidden = spec.names, spec.hidden
+    table = {
+        "embed": _matrix(names.embed, (spec.vocab,), hidden, role="embedding"),
+        "norm": _norm(spec, names.norm, hidden),
+    }
+    if not spec.tied:
+        table["head"] = _matrix(names.head, (spec.vocab,), hidden, role="lm_head")
+    return table
+
+
+def layer_weights(spec: DecoderSpec, index: int) -> dict[str, Weight]:
+    """Slot -> weight of one layer, in MLC's order."""
+    slots = {**_attention(spec), **_mlp(spec), **_norms(spec)}
+    ours, theirs = (name.format(index) for name in spec.names.layer)
+    return {slot: _below(w, ours, theirs) for slot, w in slots.items()}
+
+
 def _layers(spec: DecoderSpec) -> Iterator[Weight]:
     for index in range(spec.layers):
         yield from layer_weights(spec, index).values()
 
 
-def _matrix(names: tuple[str, ...], rows: tuple[int, ...], k: int, **kw: Any) -> Weight:
-    """A name that the checkpoint has fused already is one source with all the rows."""
+def _attention(spec: DecoderSpec) -> dict[str, Weight]:
+    names, hidden, bias = spec.names, spec.hidden, spec.qkv_bias
+    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    slots = {}
+    if spec.fused_qkv:
+        slots["qkv"] = _matrix(names.qkv, (q, kv, kv), hidden, bias=bias)
+    else:
+        slots["q"] = _matrix(names.q, (q,), hidden, bias=bias)
+        slots["k"] = _matrix(names.k, (kv,), hidden, bias=bias)
+        slots["v"] = _matrix(names.v, (kv,), hidden, bias=bias)
+    slots["o"] = _matrix(names.o, (hidden,), q, bias=spec.o_bias)
+    if spec.qk_norm:
+        slots["q_norm"] = _norm(spec, names.q_norm, spec.head_dim)
+        slots["k_norm"] = _norm(spec, names.k_norm, spec.head_dim)
+    return slots
+
+
+def _mlp(spec: DecoderSpec) -> dict[str, Weight]:
+    names, hidden, inner = spec.names, spec.hidden, spec.intermediate
+    if spec.experts is None:
+        return {
+            "gate_up": _matrix(names.gate_up, (inner, inner), hidden),
+            "down": _matrix(names.down, (hidden,), inner),
+        }
+    count, inner = spec.experts.count, spec.experts.inner
+    return {
+        "router": _matrix(names.router, (count,), hidden, role="router"),
+        "expert_gate_up": _experts(names.expert_gate_up, (inner, inner), hidden, count),
+        "expert_down": _experts(names.expert_down, (hidden,), inner, count),
+    }
+
+
+def _norms(spec: DecoderSpec) -> dict[str, Weight]:
+    slots = ["attn_norm", "mlp_norm"]
+    if spec.post_norms:
+        slots += ["attn_post", "mlp_post"]
+    return {slot: _norm(spec, getattr(spec.names, slot), spec.hidden) for slot in slots}
+
+
+def _matrix(names: Path, rows: tuple[int, ...], k: int, **kw: Any) -> Weight:
+    """A weight that the checkpoint has fused already is one source with all the rows."""
     path, *sources = names
     if len(sources) == 1:
         rows = (sum(rows),)
     return Weight(path, tuple(sources), rows, k, **kw)
 
 
-def _norm(names: tuple[str, str], width: int) -> Weight:
-    return Weight(names[0], (names[1],), (width,), 0, "norm")
+def _experts(names: Path, rows: tuple[int, ...], k: int, count: int) -> Weight:
+    path, *parts = names
+    sources = tuple(part.format(number) for number in range(count) for part in parts)
+    return Weight(path, sources, rows, k, experts=count)
+
+
+def _norm(spec: DecoderSpec, names: Path, width: int) -> Weight:
+    return Weight(names[0], (names[1],), (width,), 0, "norm", offset=spec.norm_offset)
 
 
 def _below(w: Weight, ours: str, theirs: str) -> Weight:
-    sources = tuple(f"{theirs}.{s}" for s in w.sources)
-    return Weight(f"{ours}.{w.path}", sources, w.rows, w.k, w.role, w.bias)
+    return replace(
+        w, path=f"{ours}.{w.path}", sources=tuple(f"{theirs}.{source}" for source in w.sources)
+    )

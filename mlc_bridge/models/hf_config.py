@@ -15,6 +15,8 @@ from typing import Any
 from mlc_bridge.errors import ConfigError
 
 HF = Mapping[str, Any]
+FULL, LOCAL = "full_attention", "sliding_attention"
+GELU_TANH = "gelu_pytorch_tanh"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,32 @@ def rope_scaling(
         return None
     keep = {k: v for k, v in block.items() if k not in ("type", "rope_theta", "rope_type")}
     return {**keep, "rope_type": kind}
+
+
+def local_theta(hf: HF, default: float = 10000) -> float:
+    """Base of the rotary embedding in layers with local attention."""
+    own = _rope_parameters(hf, "sliding_attention").get("rope_theta")
+    return float(hf.get("rope_local_base_freq") or own or default)
+
+
+def window(hf: HF, *keys: str) -> int:
+    """Width of local attention in tokens, -1 when the checkpoint has none."""
+    width = next((hf[key] for key in keys if hf.get(key) is not None), -1)
+    return -1 if width == -1 else integer({keys[0]: width}, keys[0])
+
+
+def local_layers(hf: HF, every: int) -> None:
+    """Checks that every ``every``-th layer is global and all others are local."""
+    kinds = hf.get("layer_types")
+    if kinds is None:
+        return
+    wanted = [FULL if (i + 1) % every == 0 else LOCAL for i in range(len(kinds))]
+    if kinds != wanted:
+        raise ConfigError(
+            f"{hf.get('model_type', 'the model')}: this order of layer_types is not supported",
+            found=kinds,
+            expected=f"{FULL} on every {every}. layer",
+        )
 
 
 def _rope_parameters(hf: HF, layers: str | None) -> dict[str, Any]:

@@ -112,11 +112,11 @@ def plan(job: CompileJob, target: Target) -> Unit:
         cache=cache_layout(graph.spec, scheme),
         metadata=lib_metadata(chat, arch, config, scheme),
         chunk=config.prefill_chunk_size,
+        vocab=config.vocab_size,
         bounds={
             "total_seq_len": config.context_window_size,
             "seq_len": config.prefill_chunk_size,
             "batch_size": config.max_batch_size,
-            "vocab_size": config.vocab_size,
         },
         active_vocab=chat.active_vocab_size,
     )
@@ -136,6 +136,10 @@ def cache_layout(spec: DecoderSpec, scheme: Scheme) -> CacheLayout:
         rope_scale=spec.rope.scale,
         rope_scaling=spec.rope.scaling,
         rotary_dim=spec.rope.rotary_dim,
+        rope_factors=spec.rope.factors,
+        rotates=spec.local_rope is None,
+        window=spec.window if any(spec.local) else None,
+        score_cap=spec.score_cap,
     )
 
 

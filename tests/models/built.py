@@ -17,13 +17,14 @@ import numpy as np
 import torch
 import transformers
 from lib_runner import Lib
+from safetensors.numpy import save_file
 
 from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
 from mlc_bridge.compiler.pipeline import compile_module
 from mlc_bridge.compiler.target import host_target
 from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
 from mlc_bridge.models.arch import is_quantized, parameters
-from mlc_bridge.schemes import SCHEMES, Scheme
+from mlc_bridge.schemes import SCHEMES, Scheme, for_role
 from mlc_bridge.stages.compile import CompileJob, plan
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 
@@ -58,12 +59,11 @@ def build(checkpoint: Path, out: Path, quantization: str, **limits: int) -> Buil
     cache = read_index(out)
     names = [param["name"] for param in unit.metadata["params"]]
     lib = Lib(compile_module(unit, target), {n: cache.array(n) for n in names}, names)
-    hf_config = transformers.AutoConfig.from_pretrained(checkpoint)
-    hf_config.__dict__.pop("quantization_config", None)
-    reference = transformers.AutoModelForCausalLM.from_config(
-        hf_config, dtype=torch.float32, attn_implementation="eager"
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        write_decoded(checkpoint, out / "decoded", arch, config, scheme, cache),
+        dtype=torch.float32,
+        attn_implementation="eager",
     )
-    load_decoded(reference, arch, config, scheme, cache)
     return Built(lib, reference.eval(), config, config.vocab_size)
 
 
@@ -86,30 +86,41 @@ def write_config(out: Path, arch: Arch, config: ModelConfig, scheme: Scheme) -> 
     (out / "mlc-chat-config.json").write_text(json.dumps(chat))
 
 
-def load_decoded(
-    model: torch.nn.Module, arch: Arch, config: ModelConfig, scheme: Scheme, cache: TensorCache
-) -> None:
-    """Put the artifact's weights into the Hugging Face model."""
+def write_decoded(
+    checkpoint: Path, out: Path, arch: Arch, config: ModelConfig, scheme: Scheme, cache: TensorCache
+) -> Path:
+    """A float32 Hugging Face checkpoint that holds what the artifact holds."""
     state = {}
     for weight in arch.weights(config):
-        first = 0
-        full = decoded(weight, config, scheme, cache)
-        for source, rows in zip(weight.sources, weight.rows, strict=True):
-            state[f"{source}.weight"] = torch.from_numpy(full[first : first + rows].copy())
-            if weight.bias:
-                bias = cache.array(f"{weight.path}.bias").astype(np.float32)
-                state[f"{source}.bias"] = torch.from_numpy(bias[first : first + rows].copy())
-            first += rows
-    result = model.load_state_dict(state, strict=False)
-    assert not result.unexpected_keys
-    tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
-    assert set(result.missing_keys) <= tied
+        stack = decoded(weight, config, scheme, cache)
+        for number, full in enumerate(stack):
+            sources = weight.expert_sources(number) if weight.experts else weight.sources
+            cuts = np.cumsum(weight.rows)[:-1]
+            for source, part in zip(sources, np.split(full, cuts), strict=True):
+                state[f"{source}.weight"] = np.ascontiguousarray(part)
+        if weight.bias:
+            bias = cache.array(f"{weight.path}.bias").astype(np.float32)
+            for source, part in zip(weight.sources, np.split(bias, cuts), strict=True):
+                state[f"{source}.bias"] = np.ascontiguousarray(part)
+    out.mkdir()
+    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    hf = json.loads((checkpoint / "config.json").read_text())
+    hf.pop("quantization_config", None)
+    (out / "config.json").write_text(json.dumps(hf))
+    return out
 
 
-def decoded(weight: Weight, config: ModelConfig, scheme: Scheme, cache: TensorCache) -> Array:
-    """The weight as the artifact holds it, float32 ``[n, k]`` (a norm: ``[n]``)."""
+def decoded(
+    weight: Weight, config: ModelConfig, scheme: Scheme, cache: TensorCache
+) -> list[Array]:
+    """The weight as the artifact holds it, float32 ``[n, k]`` (a norm: ``[n]``), per expert."""
     suffixes = parameters(weight, scheme, config.float_layers)
     arrays = {s: cache.array(f"{weight.path}.{s}") for s in suffixes if s != "bias"}
-    if is_quantized(weight, scheme, config.float_layers):
-        return scheme.decode(arrays).dequantize()[: weight.n, : weight.k]
-    return arrays["weight"].astype(np.float32)
+    if not weight.experts:
+        arrays = {s: a[None] for s, a in arrays.items()}
+    if not is_quantized(weight, scheme, config.float_layers):
+        return list(arrays["weight"].astype(np.float32) - np.float32(weight.offset))
+    layout = for_role(scheme, weight.role)
+    count = weight.experts or 1
+    parts = [layout.decode({s: a[e] for s, a in arrays.items()}) for e in range(count)]
+    return [part.dequantize()[: weight.n, : weight.k] for part in parts]

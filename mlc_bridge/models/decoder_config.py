@@ -1,0 +1,57 @@
+"""The fields that every ``model_config`` block of the decoder family has, and their reader.
+
+Blocks are MLC's own, key by key; an architecture adds keys by inheritance. Values come from HF's
+``config.json`` (see ``hf_config.py``) or from a block written before, with overrides on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlc_bridge.models import hf_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    context_window_size: int
+    prefill_chunk_size: int
+    max_batch_size: int
+    tensor_parallel_shards: int = 1
+    float_layers: tuple[str, ...] = ()
+
+    def asdict(self) -> dict[str, Any]:
+        """MLC's block; ``float_layers`` is ours and stands there only when there are some."""
+        block = asdict(self)
+        kept = list(block.pop("float_layers"))
+        return {**block, "float_layers": kept} if kept else block
+
+
+def common(flat: Mapping[str, Any], largest_chunk: int = 8192) -> dict[str, Any]:
+    """The fields of ``DecoderConfig`` from a flat config; what one device cannot do is refused."""
+    hf_config.single_device(flat)
+    heads, kv_heads, head_dim = hf_config.heads(flat)
+    limits = hf_config.limits(flat, largest_chunk)
+    return {
+        "hidden_size": hf_config.integer(flat, "hidden_size"),
+        "intermediate_size": hf_config.integer(flat, "intermediate_size"),
+        "num_hidden_layers": hf_config.integer(flat, "num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": hf_config.integer(flat, "vocab_size"),
+        "rms_norm_eps": hf_config.number(flat, "rms_norm_eps"),
+        "context_window_size": limits.context,
+        "prefill_chunk_size": limits.chunk,
+        "max_batch_size": limits.batch,
+        "float_layers": tuple(flat.get("float_layers", ())),
+    }

@@ -1,0 +1,73 @@
+"""Gemma 2: norms before and after each block, capped scores and logits, every other layer local.
+
+MLC limits the context to one window and leaves the score cap out; here both are exact, so the
+context limit stays the checkpoint's. Norm weights are stored with the one that Gemma adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlc_bridge.models import hf_config
+from mlc_bridge.models.decoder_config import DecoderConfig, common
+from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Names, Rope, sizes
+from mlc_bridge.models.hf_config import GELU_TANH
+
+NAMES = Names(mlp_norm=("pre_feedforward_layernorm", "pre_feedforward_layernorm"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Config(DecoderConfig):
+    """MLC's ``model_config`` block of a gemma2."""
+
+    attention_bias: bool
+    hidden_activation: str
+    position_embedding_base: float
+    attn_logit_softcapping: float | None
+    final_logit_softcapping: float | None
+    query_pre_attn_scalar: float
+    sliding_window: int
+
+
+class Gemma2(DecoderFamily):
+    name = "gemma2"
+
+    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Gemma2Config:
+        flat = hf_config.flatten(hf, overrides)
+        hf_config.expect(flat, "tie_word_embeddings", (True,), default=True)
+        hf_config.rope_scaling(flat, ())
+        hf_config.local_layers(flat, 2)
+        return Gemma2Config(
+            **common(flat),
+            attention_bias=hf_config.expect(flat, "attention_bias", (False,), default=False),
+            hidden_activation=hf_config.expect(
+                flat, "hidden_activation", (GELU_TANH,), default=GELU_TANH
+            ),
+            position_embedding_base=hf_config.rope_theta(flat),
+            attn_logit_softcapping=flat.get("attn_logit_softcapping"),
+            final_logit_softcapping=flat.get("final_logit_softcapping"),
+            query_pre_attn_scalar=hf_config.number(flat, "query_pre_attn_scalar"),
+            sliding_window=hf_config.integer(flat, "sliding_window"),
+        )
+
+    def spec(self, config: Gemma2Config) -> DecoderSpec:
+        return DecoderSpec(
+            **sizes(config),
+            rope=Rope(config.position_embedding_base),
+            names=NAMES,
+            tied=True,
+            activation="gelu_tanh",
+            post_norms=True,
+            norm_offset=1.0,
+            embed_scale=config.hidden_size**0.5,
+            query_width=config.query_pre_attn_scalar,
+            score_cap=config.attn_logit_softcapping,
+            logit_cap=config.final_logit_softcapping,
+            window=config.sliding_window,
+            local=tuple(i % 2 == 0 for i in range(config.num_hidden_layers)),
+        )
+
+
+GEMMA2 = Gemma2()

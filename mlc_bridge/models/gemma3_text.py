@@ -1,0 +1,106 @@
+"""Gemma 3 text: gemma2 without caps, with norms on query and key heads, five of six layers local.
+
+Local layers have their own rotary base (10,000 against 1,000,000, which may be scaled linearly).
+MLC keeps one base for all layers and 1,024 as the window; here both follow the checkpoint. Query,
+key and value stay separate parameters, under ``language_model.``, as MLC names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlc_bridge.models import hf_config
+from mlc_bridge.models.decoder_config import DecoderConfig, common
+from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Names, Rope, sizes
+from mlc_bridge.models.hf_config import GELU_TANH
+
+OUTSIDE = ("vocab_size", "tensor_parallel_shards", "max_batch_size")
+BOTH = ("context_window_size", "prefill_chunk_size", "sliding_window_size")
+NAMES = Names(
+    embed=("language_model.model.embed_tokens", "model.embed_tokens"),
+    layer=("language_model.model.layers.{}", "model.layers.{}"),
+    norm=("language_model.model.norm", "model.norm"),
+    mlp_norm=("pre_feedforward_layernorm", "pre_feedforward_layernorm"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma3TextConfig(DecoderConfig):
+    """MLC nests the text model in its block; ``rope_local_base_freq`` is ours."""
+
+    hidden_activation: str
+    position_embedding_base: float
+    rope_local_base_freq: float
+    rope_scaling: dict[str, Any] | None
+    query_pre_attn_scalar: float
+    sliding_window_size: int
+    sliding_window_pattern: int
+    attention_bias: bool = False
+
+    def asdict(self) -> dict[str, Any]:
+        block = asdict(self)
+        kept = list(block.pop("float_layers"))
+        text = {k: v for k, v in block.items() if k not in OUTSIDE}
+        outer = {k: block[k] for k in (*OUTSIDE, *BOTH)}
+        outer |= {"text_config": text, "is_text_model": True}
+        return {**outer, "float_layers": kept} if kept else outer
+
+
+class Gemma3Text(DecoderFamily):
+    name = "gemma3_text"
+
+    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Gemma3TextConfig:
+        flat = hf_config.flatten(hf, overrides)
+        hf_config.expect(flat, "attention_bias", (False,), default=False)
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+            hf_config.expect(flat, cap, (None,))
+        pattern = hf_config.integer(
+            flat, "sliding_window_pattern", "_sliding_window_pattern", default=6
+        )
+        hf_config.local_layers(flat, pattern)
+        return Gemma3TextConfig(
+            **common({**DEFAULTS, **flat}),
+            hidden_activation=hf_config.expect(
+                flat, "hidden_activation", (GELU_TANH,), default=GELU_TANH
+            ),
+            position_embedding_base=hf_config.rope_theta(flat, 1_000_000, "full_attention"),
+            rope_local_base_freq=hf_config.local_theta(flat),
+            rope_scaling=hf_config.rope_scaling(flat, ("linear",), "full_attention"),
+            query_pre_attn_scalar=hf_config.number(flat, "query_pre_attn_scalar", 256),
+            sliding_window_size=hf_config.window(flat, "sliding_window_size", "sliding_window"),
+            sliding_window_pattern=pattern,
+        )
+
+    def spec(self, config: Gemma3TextConfig) -> DecoderSpec:
+        factor = (config.rope_scaling or {}).get("factor", 1.0)
+        pattern = config.sliding_window_pattern
+        return DecoderSpec(
+            **sizes(config),
+            rope=Rope(config.position_embedding_base, scale=1.0 / factor),
+            local_rope=Rope(config.rope_local_base_freq),
+            names=NAMES,
+            tied=True,
+            activation="gelu_tanh",
+            fused_qkv=False,
+            qk_norm=True,
+            post_norms=True,
+            norm_offset=1.0,
+            embed_scale=config.hidden_size**0.5,
+            query_width=config.query_pre_attn_scalar,
+            window=config.sliding_window_size,
+            local=tuple((i + 1) % pattern != 0 for i in range(config.num_hidden_layers)),
+        )
+
+
+# What published configs leave out because it is the default of the class in transformers.
+DEFAULTS = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 131_072,
+    "vocab_size": 262_208,
+}
+GEMMA3_TEXT = Gemma3Text()

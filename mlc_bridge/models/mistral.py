@@ -1,0 +1,52 @@
+"""Mistral: a llama whose every layer may look back over a sliding window only.
+
+MLC gives up the context limit (-1) for a window, because its cache then rolls; here the window is
+a mask, exact as in Hugging Face, so the context limit stays what the checkpoint says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlc_bridge.models import hf_config
+from mlc_bridge.models.decoder_config import DecoderConfig, common
+from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MistralConfig(DecoderConfig):
+    """MLC's ``model_config`` block of a mistral."""
+
+    position_embedding_base: float
+    sliding_window_size: int = -1
+    attention_sink_size: int = 4
+
+
+class Mistral(DecoderFamily):
+    name = "mistral"
+
+    def config(self, hf: Mapping[str, Any], **overrides: Any) -> MistralConfig:
+        flat = hf_config.flatten(hf, overrides)
+        hf_config.expect(flat, "hidden_act", ("silu",), default="silu")
+        hf_config.expect(flat, "tie_word_embeddings", (False,), default=False)
+        hf_config.rope_scaling(flat, ())
+        return MistralConfig(
+            **common(flat),
+            position_embedding_base=hf_config.rope_theta(flat),
+            sliding_window_size=hf_config.window(flat, "sliding_window_size", "sliding_window"),
+            attention_sink_size=hf_config.integer(flat, "attention_sink_size", default=4, least=-1),
+        )
+
+    def spec(self, config: MistralConfig) -> DecoderSpec:
+        local = config.sliding_window_size > 0
+        return DecoderSpec(
+            **sizes(config),
+            rope=Rope(config.position_embedding_base),
+            window=config.sliding_window_size if local else None,
+            local=(local,) * config.num_hidden_layers,
+        )
+
+
+MISTRAL = Mistral()

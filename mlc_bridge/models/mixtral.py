@@ -1,0 +1,79 @@
+"""Mixtral: a llama with experts instead of the MLP; a softmax over the chosen experts' scores.
+
+MLC stores the experts of a layer as ``moe.e1_e3`` (gate and up stacked along the rows) and
+``moe.e2`` (down).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlc_bridge.models import hf_config
+from mlc_bridge.models.decoder_config import DecoderConfig, common
+from mlc_bridge.models.decoder_spec import (
+    DecoderFamily,
+    DecoderSpec,
+    Experts,
+    Names,
+    Rope,
+    sizes,
+)
+
+NAMES = Names(
+    router=("moe.gate", "block_sparse_moe.gate"),
+    expert_gate_up=(
+        "moe.e1_e3",
+        "block_sparse_moe.experts.{}.w1",
+        "block_sparse_moe.experts.{}.w3",
+    ),
+    expert_down=("moe.e2", "block_sparse_moe.experts.{}.w2"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtralConfig(DecoderConfig):
+    """MLC's ``model_config`` block of a mixtral."""
+
+    tie_word_embeddings: bool
+    position_embedding_base: float
+    num_local_experts: int
+    num_experts_per_tok: int
+    rope_scaling: None = None
+    pipeline_parallel_stages: int = 1
+    disaggregation: bool = False
+
+
+class Mixtral(DecoderFamily):
+    name = "mixtral"
+
+    def config(self, hf: Mapping[str, Any], **overrides: Any) -> MixtralConfig:
+        flat = hf_config.flatten(hf, overrides)
+        hf_config.expect(flat, "hidden_act", ("silu",), default="silu")
+        hf_config.expect(flat, "sliding_window", (None,))
+        hf_config.rope_scaling(flat, ())
+        return MixtralConfig(
+            **common(flat),
+            tie_word_embeddings=bool(flat.get("tie_word_embeddings", False)),
+            position_embedding_base=hf_config.rope_theta(flat),
+            num_local_experts=hf_config.integer(flat, "num_local_experts", "num_experts"),
+            num_experts_per_tok=hf_config.integer(flat, "num_experts_per_tok"),
+        )
+
+    def spec(self, config: MixtralConfig) -> DecoderSpec:
+        return DecoderSpec(
+            **sizes(config),
+            rope=Rope(config.position_embedding_base),
+            names=NAMES,
+            tied=config.tie_word_embeddings,
+            experts=Experts(
+                count=config.num_local_experts,
+                chosen=config.num_experts_per_tok,
+                inner=config.intermediate_size,
+                renormalize=True,
+            ),
+        )
+
+
+MIXTRAL = Mixtral()

@@ -1,0 +1,163 @@
+"""Mixture of experts: the router's choice, and linear layers whose weight depends on the token.
+
+    y[t, c, n] = sum_k x[t, k] W[chosen[t, c]][n, k]                     ``ExpertLinear``
+    y[t, n]    = sum_c share[t, c] sum_k x[t, c, k] W[chosen[t, c]][n, k]  ``ExpertLinear.combine``
+
+The experts' parameters are stacked: every array of the scheme has the expert as its first axis. The
+weight's element is the scheme's own ``dequantize`` expression, read through a view of one expert,
+so that any scheme works here and no dequantized copy of the experts exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm_ffi
+from tvm import ir, te, tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import op
+
+from mlc_bridge.models.decoder_spec import Experts
+from mlc_bridge.models.layers import Expr, Layer
+
+OPAQUE = {"op_pattern": 8}
+
+
+class ExpertLinear(Layer):
+    """``count`` matrices ``[n, k]``; ``chosen int32 [m, c]`` names those of every token."""
+
+    def forward(self, x: nn.Tensor, chosen: nn.Tensor) -> nn.Tensor:
+        """``x [b, s, k] -> [m, c, n]`` with m = b * s."""
+
+        def experts(x: te.Tensor, chosen: te.Tensor, *stored: te.Tensor) -> te.Tensor:
+            weight, rows, k = self._weight(stored)
+            y = te.compute(
+                (*chosen.shape, rows),
+                lambda t, c, n: te.sum(_f32(x[t, k]) * weight(chosen[t, c], n, k), axis=k),
+                name="experts",
+            )
+            return te.compute(y.shape, lambda *i: y(*i).astype(x.dtype), name="cast")
+
+        b, s, width = x.shape
+        x = op.reshape(x, (b * s, width))
+        return op.tensor_expr_op(
+            experts, "experts", [x, chosen, *self.stored().values()], attrs=OPAQUE
+        )
+
+    def combine(self, x: nn.Tensor, chosen: nn.Tensor, share: nn.Tensor) -> nn.Tensor:
+        """``x [m, c, k] -> [m, n]``, the experts' outputs added by ``share float32 [m, c]``."""
+
+        def combined(
+            x: te.Tensor, chosen: te.Tensor, share: te.Tensor, *stored: te.Tensor
+        ) -> te.Tensor:
+            weight, rows, k = self._weight(stored)
+            c = te.reduce_axis((0, chosen.shape[1]), name="c")
+
+            def product(t: Expr, n: Expr) -> Expr:
+                return share[t, c] * _f32(x[t, c, k]) * weight(chosen[t, c], n, k)
+
+            y = te.compute(
+                (chosen.shape[0], rows),
+                lambda t, n: te.sum(product(t, n), axis=[c, k]),
+                name="combined",
+            )
+            return te.compute(y.shape, lambda *i: y(*i).astype(x.dtype), name="cast")
+
+        args = [x, chosen, share, *self.stored().values()]
+        return op.tensor_expr_op(combined, "experts_combined", args, attrs=OPAQUE)
+
+    def _weight(self, stored: tuple[te.Tensor, ...]) -> tuple[Callable[..., Expr], int, Expr]:
+        """float32 element (expert, n, k), number of rows, and the reduction axis k."""
+        expert = tirx.Var("expert", "int32")
+        views = [_OneExpert(tensor, expert) for tensor in stored]
+        if self.quantized:
+            stage = self.scheme.dequantize(self.width)(*views)
+            body, axes = stage.op.body[0], [axis.var for axis in stage.op.axis]
+            rows = int(stage.shape[0])
+        else:
+            axes = [tirx.Var("n", "int64"), tirx.Var("k", "int64")]
+            body, rows = views[0][tuple(axes)], int(views[0].shape[0])
+
+        def element(number: Expr, n: Expr, k: Expr) -> Expr:
+            values = (number, *(_like(i, axis) for i, axis in zip((n, k), axes, strict=True)))
+            table = dict(zip((expert, *axes), values, strict=True))
+            renamed = tvm_ffi.structural_map(
+                body, (ir.Var, lambda var: table.get(var, var)), order="post"
+            )
+            return _f32(renamed)
+
+        return element, rows, te.reduce_axis((0, self.width), name="k")
+
+
+class _OneExpert:
+    """A tensor ``[experts, a, b]`` seen as the ``[a, b]`` of one expert."""
+
+    def __init__(self, tensor: te.Tensor, expert: Expr) -> None:
+        self.tensor, self.expert = tensor, expert
+        self.shape, self.dtype = tensor.shape[1:], tensor.dtype
+
+    def __getitem__(self, index: tuple[Expr, ...]) -> Expr:
+        return self.tensor(self.expert, *index)
+
+    def __call__(self, *index: Expr) -> Expr:
+        return self[index]
+
+
+def choose(scores: nn.Tensor, experts: Experts) -> tuple[nn.Tensor, nn.Tensor]:
+    """``scores float32 [b, s, e]`` -> ``chosen int32 [m, c]`` and ``share float32 [m, c]``.
+
+    The rank of an expert is the number of better ones (of equals, the earlier is better), so the
+    choice needs no sorting: a few experts, counted against each other.
+    """
+    b, s, count = scores.shape
+
+    def router(scores: te.Tensor) -> list[te.Tensor]:
+        m, c = scores.shape[0], experts.chosen
+        f = te.reduce_axis((0, count), name="f")
+
+        def better(t: Expr, e: Expr) -> Expr:
+            return tirx.any(
+                scores[t, f] > scores[t, e], tirx.all(scores[t, f] == scores[t, e], f < e)
+            )
+
+        rank = te.compute(
+            (m, count),
+            lambda t, e: te.sum(better(t, e).astype("int32"), axis=f),
+            name="rank",
+        )
+
+        def of_rank(value: Callable[[Expr, Expr], Expr], dtype: str, name: str) -> te.Tensor:
+            e = te.reduce_axis((0, count), name="e")
+            zero = tirx.const(0, dtype)
+            return te.compute(
+                (m, c),
+                lambda t, i: te.sum(
+                    tirx.Select(rank[t, e] == i.astype("int32"), value(t, e), zero), axis=e
+                ),
+                name=name,
+            )
+
+        chosen = of_rank(lambda t, e: e.astype("int32"), "int32", "chosen")
+        best = of_rank(lambda t, e: scores[t, e], "float32", "best")
+        pool = best if experts.renormalize else scores
+        j = te.reduce_axis((0, c if experts.renormalize else count), name="j")
+        total = te.compute(
+            (m,), lambda t: te.sum(tirx.exp(pool[t, j] - best[t, 0]), axis=j), name="total"
+        )
+        share = te.compute(
+            (m, c), lambda t, i: tirx.exp(best[t, i] - best[t, 0]) / total[t], name="share"
+        )
+        return [chosen, share]
+
+    flat = op.reshape(scores, (b * s, count))
+    chosen, share = op.tensor_expr_op(router, "router", [flat], attrs=OPAQUE)
+    return chosen, share
+
+
+def _f32(x: Any) -> Any:
+    return x.astype("float32")
+
+
+def _like(index: Any, var: tirx.Var) -> Any:
+    return tirx.Cast(var.ty.dtype, index) if hasattr(var.ty, "dtype") else index

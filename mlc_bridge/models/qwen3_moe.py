@@ -1,0 +1,73 @@
+"""Qwen 3 MoE: qwen3 whose every layer has experts instead of one MLP.
+
+The router's softmax runs over all experts; with ``norm_topk_prob`` the chosen weights are scaled to
+sum 1. MLC stores the experts of a layer as one parameter, gate and up stacked along the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlc_bridge.models import hf_config
+from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Experts, Rope, sizes
+from mlc_bridge.models.qwen_config import QWEN_NAMES, Qwen3Config, qwen3_fields
+
+NAMES = replace(
+    QWEN_NAMES,
+    expert_gate_up=(
+        "mlp.moe_gate_up_proj",
+        "mlp.experts.{}.gate_proj",
+        "mlp.experts.{}.up_proj",
+    ),
+    expert_down=("mlp.moe_down_proj", "mlp.experts.{}.down_proj"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3MoeConfig(Qwen3Config):
+    """MLC's ``model_config`` block of a qwen3_moe."""
+
+    moe_intermediate_size: int
+    num_experts_per_tok: int
+    num_experts: int
+    decoder_sparse_step: int = 1
+    norm_topk_prob: bool = False
+
+
+class Qwen3Moe(DecoderFamily):
+    name = "qwen3_moe"
+
+    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Qwen3MoeConfig:
+        flat = hf_config.flatten(hf, overrides)
+        hf_config.expect(flat, "decoder_sparse_step", (1,), default=1)
+        if flat.get("mlp_only_layers"):
+            hf_config.expect(flat, "mlp_only_layers", ([],))
+        return Qwen3MoeConfig(
+            **qwen3_fields(flat),
+            moe_intermediate_size=hf_config.integer(flat, "moe_intermediate_size"),
+            num_experts_per_tok=hf_config.integer(flat, "num_experts_per_tok"),
+            num_experts=hf_config.integer(flat, "num_experts", "num_local_experts"),
+            norm_topk_prob=bool(flat.get("norm_topk_prob", False)),
+        )
+
+    def spec(self, config: Qwen3MoeConfig) -> DecoderSpec:
+        return DecoderSpec(
+            **sizes(config),
+            rope=Rope(config.rope_theta),
+            names=NAMES,
+            tied=config.tie_word_embeddings,
+            qkv_bias=config.attention_bias,
+            o_bias=config.attention_bias,
+            qk_norm=True,
+            experts=Experts(
+                count=config.num_experts,
+                chosen=config.num_experts_per_tok,
+                inner=config.moe_intermediate_size,
+                renormalize=config.norm_topk_prob,
+            ),
+        )
+
+
+QWEN3_MOE = Qwen3Moe()
