@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,12 @@ class Chat:
 
     def talk(self) -> None:
         """Read and answer until ``/exit`` or the end of input."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends an answer only
         print(HELP, file=sys.stderr)
         while True:
             try:
                 line = input(">>> " if sys.stdin.isatty() else "").strip()
-            except EOFError:
+            except (EOFError, KeyboardInterrupt):
                 return
             if line == "/exit":
                 return

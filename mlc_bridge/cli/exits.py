@@ -19,17 +19,17 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, _terminated)
+        stop = _Stop()
         try:
             command(*args, **kwargs)
-        except BridgeError as error:
-            _leave(2, f"error: {error}")
-        except KeyboardInterrupt:
-            _leave(130, "interrupted: nothing was left behind")
         except BrokenPipeError:  # the reader of our output went away: `mlc-bridge ... | head`
             sys.stderr.close()
             sys.exit(141)
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            if stop.code is not None:
+                _leave(stop.code, "interrupted: nothing was left behind")
+            if isinstance(error, BridgeError):
+                _leave(2, f"error: {error}")
             _leave(
                 1,
                 f"unexpected {type(error).__name__}: {error}\n"
@@ -37,6 +37,22 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             )
 
     return run
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM as KeyboardInterrupt, so that everything unwinds and cleans up.
+
+    Remembers the signal: an interrupt inside a callback of TVM comes back as TVM's own error.
+    """
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, _: Any) -> NoReturn:
+        self.code = 128 + number
+        raise KeyboardInterrupt
 
 
 _traceback_wanted: list[bool] = []
@@ -52,7 +68,3 @@ def _leave(code: int, text: str) -> NoReturn:
         traceback.print_exc()
     print(text, file=sys.stderr)
     sys.exit(code)
-
-
-def _terminated(*_: Any) -> NoReturn:
-    sys.exit(143)  # SystemExit unwinds, so temporary files are removed as for Ctrl-C

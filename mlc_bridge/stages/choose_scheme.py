@@ -1,13 +1,14 @@
 """``--quantization auto``: the scheme that keeps the checkpoint as it is.
 
 A float checkpoint keeps its dtype (``q0f16``, ``q0bf16``, ``q0f32``). A quantized one lands in the
-first scheme of ``SCHEMES`` that expresses one layer of every kind exactly; that all layers fit is
-the conversion's own check.
+first scheme of ``SCHEMES`` that leaves the embedding float and expresses one layer of every kind
+exactly; that all layers fit is the conversion's own check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from mlc_bridge.errors import CannotExpress, ConfigError
 from mlc_bridge.models import Weight
@@ -20,43 +21,36 @@ FLOAT_SCHEMES = {"float16": "q0f16", "bfloat16": "q0bf16", "float32": "q0f32"}
 
 def choose_scheme(ckpt: Checkpoint, source: Source, weights: Sequence[Weight]) -> Scheme:
     """The scheme for ``auto``. Raises ``ConfigError`` with each scheme's reason when none fits."""
-    samples = list(_samples(ckpt, source, weights))
-    if not samples:
+    layers = samples(ckpt, source)
+    if not layers:
         return SCHEMES[_float_scheme(ckpt, weights)]
-    reasons = []
+    reasons = {}
     for scheme in SCHEMES.values():
-        if not scheme.quantizes("linear"):
+        if scheme.quantizes("embedding") or not scheme.quantizes("linear"):
             continue
-        reason = _why_not(scheme, samples)
-        if reason is None:
+        reasons[scheme.name] = why_not(scheme, layers)
+        if reasons[scheme.name] is None:
             return scheme
-        reasons.append(f"{scheme.name}: {reason}")
     raise ConfigError(
         f"no scheme holds this {source.name} checkpoint exactly",
         where=ckpt.path,
-        found="; ".join(reasons),
+        found="; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
         todo="Name a scheme with --quantization and allow rounding with --requantize",
     )
 
 
-def _samples(
-    ckpt: Checkpoint, source: Source, weights: Sequence[Weight]
-) -> Iterator[tuple[str, QTensor]]:
-    """One quantized layer of every kind (the same shapes under the same last names)."""
-    quantized = set(source.layers(ckpt))
-    kinds = set()
-    for weight in weights:
-        for layer in weight.sources:
-            kind = (layer.rpartition(".")[2], weight.rows, weight.k)
-            if layer in quantized and kind not in kinds:
-                kinds.add(kind)
-                read = source.read(ckpt, layer)
-                if isinstance(read, QTensor):
-                    yield layer, read
+def samples(ckpt: Checkpoint, source: Source) -> dict[str, QTensor]:
+    """One quantized layer of every kind: names that differ in numbers alone are one kind."""
+    first: dict[str, str] = {}
+    for layer in source.layers(ckpt):
+        first.setdefault(re.sub(r"\d+", "*", layer), layer)
+    read = {layer: source.read(ckpt, layer) for layer in first.values()}
+    return {layer: tensor for layer, tensor in read.items() if isinstance(tensor, QTensor)}
 
 
-def _why_not(scheme: Scheme, samples: Sequence[tuple[str, QTensor]]) -> str | None:
-    for layer, tensor in samples:
+def why_not(scheme: Scheme, layers: Mapping[str, QTensor]) -> str | None:
+    """Why ``scheme`` cannot hold one of these layers exactly; None when it holds them all."""
+    for layer, tensor in layers.items():
         try:
             scheme.encode(tensor, layer)
         except CannotExpress as error:
