@@ -70,6 +70,9 @@ AWQ = Packing(4, "n", transposed=True, order=AWQ_ORDER)
 GPTQ4 = Packing(4, "k", transposed=True)
 GPTQ4_ZEROS = Packing(4, "n", transposed=True)
 NK4 = Packing(4, "k")
+# Rounds that transpose 8 x 8 nibbles, one uint32 a row: rows apart, bits apart, bits kept.
+NIBBLES = ((4, 16, 0x0000FFFF), (2, 8, 0x00FF00FF), (1, 4, 0x0F0F0F0F))
+
 PLAIN = Packing(8, "k", word_bits=8)
 
 
@@ -152,39 +155,47 @@ def float32_bits(values: Array) -> Array:
 
 
 def from_gemv_fast(words: Array) -> PackedArray:
-    """AutoAWQ GEMV_FAST and llm-awq v2: uint16 ``[n/4, k]`` as natural 4-bit words ``[n, k/8]``.
+    """AutoAWQ GEMV_FAST and llm-awq v2: uint16 ``[n/4, k]`` as ``AWQ`` words ``[k, n/8]``.
 
-    A row of words holds four rows of the weight, 64 columns of each in turn. Two words side by
-    side are 32 bits of one row: nibble ``i`` of the ``j``-th of four such words in a run of 32
-    columns is column ``2 j + 8 i`` for ``i < 4`` and ``2 j + 1 + 8 (i - 4)`` after that. Bringing
-    nibble ``i + 4`` beside nibble ``i`` makes bytes of two neighbouring columns, and a 4 x 4
-    transpose of bytes puts them in order.
+    A row of words holds four rows of the weight, 64 columns of each in turn, as 8 words of 32 bits.
+    Nibble ``i`` of the ``j``-th word of four, which hold a run of 32 columns, is column
+    ``2 j + 8 i`` for ``i < 4`` and ``2 j + 1 + 8 (i - 4)`` after that. So the same word of eight
+    rows is transposed into words of eight rows, one for each column.
     """
     rows, k = words.shape
-    n = 4 * rows
-    wide = _shuffle(np.ascontiguousarray(words).view(np.uint32))
-    quads = wide.reshape(rows, k // 64, 4, 2, 4, 1).view(np.uint8)  # .., row, run of 32, j, byte
-    ordered = quads.transpose(0, 2, 1, 3, 5, 4)
-    return PackedArray(
-        np.ascontiguousarray(ordered).view(np.uint32).reshape(n, k // 8), NK4, (n, k)
-    )
+    even = words if rows % 2 == 0 else np.concatenate([words, np.zeros_like(words[:1])])
+    # 64 columns of one row are 32 bytes, moved as one item.
+    runs = np.ascontiguousarray(even).view("V32").reshape(-1, 2, k // 64, 4)
+    blocks = len(runs)
+    out = np.empty((k // 64, 2, 4, 4, 2, blocks), np.uint32)
+    for a in _steps(blocks, 1, 64):
+        for b in _steps(k // 64, 1, 16):
+            tile = np.stack([runs[a, row // 4, b, row % 4] for row in AWQ_ORDER]).view(np.uint32)
+            _exchange(tile)
+            i1, i0, m, c, run, j = range(6)
+            split = tile.reshape(2, 4, tile.shape[1], -1, 2, 4)
+            out[b, ..., a] = split.transpose(c, run, i0, j, i1, m)
+    return PackedArray(out.reshape(k, blocks), AWQ, (4 * rows, k))
 
 
 def from_marlin(words: Array) -> PackedArray:
-    """Marlin's uint32 ``[k/16, 2 n]`` as natural 4-bit words ``[n, k/8]``.
+    """Marlin's uint32 ``[k/16, 2 n]`` as ``AWQ`` words ``[k, n/8]``.
 
     Four 16 x 16 tiles (k, n) side by side make 128 words. Word ``(c, a, j)`` of them, c and a
     counting 8 and 4, is of tile ``j``; its nibbles, written ``(r0, b, r1)`` from the highest bit of
-    their number to the lowest, are the codes at column ``8 b + c`` and row ``8 r1 + 2 a + r0``.
+    their number to the lowest, are the codes at column ``8 b + c`` and row ``8 r1 + 2 a + r0``. So
+    the eight words of all c are transposed into words of eight columns.
     """
     rows, cols = words.shape
     n, k = cols // 2, rows * 16
-    codes = (
-        PackedArray(words, NK4, (rows, 8 * cols)).unpack().reshape(rows, n // 64, 8, 4, 4, 2, 2, 2)
-    )
-    t, blk, c, a, j, r0, b, r1 = range(8)
-    ordered = codes.transpose(blk, j, b, c, t, r1, a, r0).reshape(n, k)
-    return pack(ordered, NK4)
+    out = np.empty((rows, 2, 4, 2, n // 64, 4, 2), np.uint32)
+    split = words.reshape(rows, n // 64, 8, 4, 4)
+    for step in _steps(rows, 4 * cols):
+        tile = np.ascontiguousarray(np.moveaxis(split[step], 2, 0)[list(AWQ_ORDER)])
+        _exchange(tile)
+        r0, b, r1, t, blk, a, j = range(7)
+        out[step] = tile.reshape(2, 2, 2, *tile.shape[1:]).transpose(t, r1, a, r0, blk, j, b)
+    return PackedArray(out.reshape(k, n // 8), AWQ, (n, k))
 
 
 def marlin_scales(scales: Array, grouped: bool) -> Array:
@@ -219,12 +230,17 @@ def _spread(words: Array, packing: Packing, out: Array) -> None:
         for i, j in enumerate(packing.order):
             split[..., j] = _position(words, packing, i)
         return
-    natural = words if packing.order == NATURAL else _shuffle(words)
-    wide = natural.astype(np.uint64)
-    for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F)):
+    # Each round moves half of every field to where that half belongs. AutoAWQ's order needs one
+    # round less once the middle bytes are exchanged: its nibbles i and i + 4 end side by side.
+    rounds = [(16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F)]
+    if packing.order == AWQ_ORDER:
+        words = _swap(words, 8, 0x0000FF00)
+        rounds[1:] = [(12, 0x0F0F0F0F0F0F0F0F)]
+    wide = words.astype(np.uint64)
+    for shift, mask in rounds:
         moved = wide << np.uint64(shift)
         moved |= wide
-        last = out.view(np.uint64) if shift == 4 else moved
+        last = out.view(np.uint64) if mask == rounds[-1][1] else moved
         wide = np.bitwise_and(moved, np.uint64(mask), out=last)
 
 
@@ -300,10 +316,14 @@ def _transpose(array: PackedArray, packing: Packing) -> PackedArray:
 
 
 def _exchange(tile: Array) -> None:
-    """Transpose in place: nibble j of ``tile[i]`` and nibble i of ``tile[j]`` change places."""
+    """Transpose in place: nibble j of ``tile[i]`` and nibble i of ``tile[j]`` change places.
+
+    First the upper right and lower left quarters of the 8 x 8 matrix are exchanged, then those of
+    each quarter, then those of each 2 x 2 block.
+    """
     flat = tile.reshape(8, -1)
-    for rows, shift, mask in ((4, 16, 0x0000FFFF), (2, 8, 0x00FF00FF), (1, 4, 0x0F0F0F0F)):
-        pairs = flat.reshape(4 // rows, 2, rows, -1)
+    for rows, shift, mask in NIBBLES:
+        pairs = flat.reshape(-1, 2, rows, flat.shape[1])
         low, high = pairs[:, 0], pairs[:, 1]
         swap = low >> np.uint32(shift)
         swap ^= high

@@ -7,7 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlc_bridge.packing import AWQ, GPTQ4, GPTQ4_ZEROS, NK4, PLAIN, Packing, pack, repack
+from mlc_bridge.packing import (
+    AWQ,
+    GPTQ4,
+    GPTQ4_ZEROS,
+    NK4,
+    PLAIN,
+    Packing,
+    float32_bits,
+    from_gemv_fast,
+    from_marlin,
+    from_signed,
+    marlin_scales,
+    pack,
+    repack,
+)
 
 NAMED = {"AWQ": AWQ, "GPTQ4": GPTQ4, "GPTQ4_ZEROS": GPTQ4_ZEROS, "NK4": NK4, "PLAIN": PLAIN}
 
@@ -94,3 +108,70 @@ def test_code_that_does_not_fit() -> None:
 def test_words_of_wrong_shape() -> None:
     with pytest.raises(ValueError, match="the packing wants"):
         type(pack(np.zeros((8, 8), np.uint8), AWQ))(np.zeros((8, 8), np.uint32), AWQ, (8, 8))
+
+
+def gemv_fast(codes: np.ndarray) -> np.ndarray:
+    """llm-awq's packer as its source describes it: two reorderings, then four rows interleaved."""
+    n, k = codes.shape
+    x = codes.reshape(n, k // 32, 4, 4, 2).transpose(0, 1, 3, 2, 4)
+    x = x.reshape(n, k // 8, 4, 2).transpose(0, 1, 3, 2)
+    x = x.reshape(n // 4, 4, k // 64, 64).transpose(0, 2, 1, 3).reshape(n // 4, k // 64, 64, 4)
+    x = x.astype(np.uint16)
+    words = x[..., 0] | x[..., 1] << 4 | x[..., 2] << 8 | x[..., 3] << 12
+    return words.reshape(n // 4, k)
+
+
+@pytest.mark.parametrize("shape", [(4, 64), (8, 128), (12, 64), (524, 1088), (1032, 64), (8, 2176)])
+def test_gemv_fast(shape: tuple[int, int]) -> None:
+    codes = np.random.default_rng(5).integers(0, 16, shape, dtype=np.uint8)
+    packed = from_gemv_fast(gemv_fast(codes))
+    assert packed.shape == shape
+    assert np.array_equal(packed.words, pack(codes, AWQ).words)
+
+
+def marlin(codes: np.ndarray) -> np.ndarray:
+    """Marlin's packer, one code at a time: tiles of 16 x 16, then its permutation of 1024 codes."""
+    n, k = codes.shape
+    tiles = codes.T.reshape(k // 16, 16, n // 16, 16).transpose(0, 2, 1, 3).reshape(-1, 1024)
+    words = np.zeros((len(tiles), 128), np.uint32)
+    for thread in range(32):
+        rows = [2 * (thread % 4) + r for r in (0, 1, 8, 9)]
+        flat = [16 * row + thread // 4 + 8 * half for half in (0, 1) for row in rows]
+        for tile in range(4):
+            for position, i in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+                code = tiles[:, 256 * tile + flat[i]].astype(np.uint32)
+                words[:, 4 * thread + tile] |= code << np.uint32(4 * position)
+    return words.reshape(k // 16, 2 * n)
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (192, 48), (64, 2064), (4160, 128)])
+def test_marlin(shape: tuple[int, int]) -> None:
+    codes = np.random.default_rng(6).integers(0, 16, shape, dtype=np.uint8)
+    packed = from_marlin(marlin(codes))
+    assert packed.shape == shape
+    assert np.array_equal(packed.words, pack(codes, AWQ).words)
+
+
+def test_marlin_scales() -> None:
+    natural = np.arange(2 * 128).reshape(2, 128)
+    order = [i + 8 * j for i in range(8) for j in range(8)]
+    grouped = natural.reshape(2, -1, 64)[..., order].reshape(2, 128)
+    assert np.array_equal(marlin_scales(grouped, grouped=True), natural)
+    order = [2 * i + j for i in range(4) for j in (0, 1, 8, 9, 16, 17, 24, 25)]
+    single = natural.reshape(2, -1, 32)[..., order].reshape(2, 128)
+    assert np.array_equal(marlin_scales(single, grouped=False), natural)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("axis", ["n", "k"])
+def test_signed_codes(bits: int, axis: str) -> None:
+    half = 1 << (bits - 1)
+    codes = np.random.default_rng(8).integers(-half, half, (6, 10))
+    packing = Packing(bits, axis, word_bits=8)
+    stored = pack((codes & (2 * half - 1)).astype(np.uint8), packing).words.view(np.int8)
+    assert np.array_equal(from_signed(stored, packing, (6, 10)).unpack(), codes + half)
+
+
+def test_float32_bits() -> None:
+    values = np.array([1.5, -2e-30, 3e8], np.float32)
+    assert np.array_equal(float32_bits(values.view(np.int32).astype(np.int64)), values)
