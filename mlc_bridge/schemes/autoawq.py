@@ -34,9 +34,10 @@ import numpy as np
 
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import AWQ, Array, PackedArray, pack, repack
-from mlc_bridge.qtensor import QTensor
+from mlc_bridge.qtensor import QTensor, constant_zero
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
 from mlc_bridge.schemes.model_dtype import narrow, narrow_scale
+from mlc_bridge.schemes.regroup import regroup, why_not
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -92,14 +93,14 @@ class AutoAWQ:
         )
 
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
-        repeat = self._repeat(q, layer)
-        codes = repack(q.codes, AWQ).words
-        zeros = self._zeros(q, layer)
-        scales = narrow_scale(q.scale, "float16", layer, self.name).T
+        """Exact, or CannotExpress; words of this packing are passed through as they are."""
+        self._check(q, layer)
+        g = self.group or q.shape[1]
+        scale = narrow_scale(q.scale, "float16", layer, self.name)
         return {
-            "qweight": codes,
-            "qzeros": np.repeat(zeros, repeat, axis=0) if repeat > 1 else zeros,
-            "scales": np.repeat(scales, repeat, axis=0) if repeat > 1 else scales,
+            "qweight": repack(q.codes, AWQ).words,
+            "qzeros": self._zeros(q, g, layer),
+            "scales": regroup(scale, q, g).T,
         }
 
     def decode(self, p: Mapping[str, Array]) -> QTensor:
@@ -124,10 +125,8 @@ class AutoAWQ:
     def dequantize(self, k: int) -> Dequantize:
         return _dequantize
 
-    def _repeat(self, q: QTensor, layer: str) -> int:
-        """How often each group of ``q`` repeats along k; refuses what the layout cannot hold."""
-        (n, k), (rows, width) = q.shape, q.block
-        g = self.group or k
+    def _check(self, q: QTensor, layer: str) -> None:
+        (n, k), g = q.shape, self.group or q.shape[1]
         reason = None
         if q.bits != 4:
             reason = f"its codes have {q.bits} bits, the scheme's 4"
@@ -137,22 +136,19 @@ class AutoAWQ:
             reason = "it brings a static activation scale"
         elif n % 8 or k % g:
             reason = f"shape [{n}, {k}] needs n % 8 == 0 and k % {g} == 0"
-        elif rows != 1:
-            reason = f"one scale covers {rows} rows"
-        elif width % g:
-            reason = f"groups of {width} do not divide into groups of {g}"
+        else:
+            reason = why_not(q, g)
         if reason:
             raise CannotExpress(layer, self.name, reason)
-        return width // g
 
-    def _zeros(self, q: QTensor, layer: str) -> Array:
-        if q.zero is None:
-            raise CannotExpress(
-                layer, self.name, "its codes are not 4-bit unsigned with a zero point"
-            )
-        if q.zero.packing != AWQ and int(q.zero.unpack().max(initial=0)) > 15:
+    def _zeros(self, q: QTensor, group: int, layer: str) -> Array:
+        zero = constant_zero(0, q.grid, AWQ) if q.zero is None else q.zero
+        if zero.packing == AWQ and q.block == (1, group):
+            return zero.words
+        codes = regroup(zero.unpack(), q, group)
+        if int(codes.max(initial=0)) > 15:
             raise CannotExpress(layer, self.name, "a zero point lies outside 0..15")
-        return repack(q.zero, AWQ).words
+        return pack(codes, AWQ).words
 
 
 def _dequantize(qweight: Any, qzeros: Any, scales: Any) -> Any:

@@ -33,6 +33,7 @@ from mlc_bridge.qtensor import QTensor, constant_zero
 from mlc_bridge.schemes.group_rounding import round_groups
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
 from mlc_bridge.schemes.model_dtype import narrow_scale
+from mlc_bridge.schemes.regroup import regroup, why_not
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -88,15 +89,15 @@ class GroupQuant:
 
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
         """Exact, or CannotExpress; see the module docstring for what fits."""
-        repeat = self._repeat(q, layer)
+        self._check(q, layer)
         words, sign = self._words(q, layer)
         scale = narrow_scale(q.scale, self.model_dtype, layer, self.name)
         if sign is not None:
             scale = scale * sign.astype(scale.dtype)
-        if repeat > 1:
-            scale = np.repeat(scale, repeat, axis=1)
-        spec = replace(self, transposed=False).params(*q.shape)["q_weight"]
-        words = np.pad(words, ((0, 0), (0, spec.shape[1] - words.shape[1])))
+        scale = regroup(scale, q, self.group)
+        declared = replace(self, transposed=False).params(*q.shape)["q_weight"].shape
+        if words.shape != declared:
+            words = np.pad(words, ((0, 0), (0, declared[1] - words.shape[1])))
         if self.transposed:
             words, scale = words.T, scale.T
         return {"q_weight": words, "q_scale": scale}
@@ -149,9 +150,7 @@ class GroupQuant:
 
         return dequantize
 
-    def _repeat(self, q: QTensor, layer: str) -> int:
-        """How often each group of ``q`` repeats along k; refuses what the layout cannot hold."""
-        (_, k), (rows, width) = q.shape, q.block
+    def _check(self, q: QTensor, layer: str) -> None:
         reason = None
         if q.bits != self.bits:
             reason = f"its codes have {q.bits} bits, the scheme's {self.bits}"
@@ -159,46 +158,51 @@ class GroupQuant:
             reason = "its input columns are permuted (activation order)"
         elif q.input_scale is not None:
             reason = "it brings a static activation scale"
-        elif q.zero is None:
-            reason = f"its codes are not {self.bits}-bit unsigned with a zero point"
-        elif rows != 1:
-            reason = f"one scale covers {rows} rows"
-        elif width != self.group and (width % self.group or k % self.group):
-            reason = f"groups of {width} do not divide into groups of {self.group}"
+        else:
+            reason = why_not(q, self.group)
         if reason:
             raise CannotExpress(layer, self.name, reason)
-        return -(-width // self.group)
 
     def _words(self, q: QTensor, layer: str) -> tuple[Array, Array | None]:
-        """NK words with zero moved to the middle, and -1 for each group that had to be negated."""
-        assert q.zero is not None
-        zero = q.zero.unpack().astype(np.int16)
+        """NK words with zero moved to the middle, and -1 for each block that had to be negated."""
+        zero = np.zeros(q.grid, np.int16) if q.zero is None else q.zero.unpack().astype(np.int16)
         nk = Packing(self.bits, "k")
         if q.codes.packing == nk and (zero == self.middle).all():
             return q.codes.words, None
-        (n, k), (_, width) = q.shape, q.block
-        steps = np.zeros((n, zero.shape[1] * width), np.int16)
-        steps[:, :k] = q.codes.unpack()
-        groups = steps.reshape(n, -1, width)
-        groups -= zero[:, :, None]
-        steps[:, k:] = 0
-        low, high = groups.min(axis=2), groups.max(axis=2)
+        steps = q.codes.unpack().astype(np.int16) - _spread(zero, q)
+        low, high = _extremes(steps, q)
         negate = low < -self.middle
-        top = np.where(negate, -low, high)
-        bottom = np.where(negate, -high, low)
-        if (top > self.middle + 1).any() or (bottom < -self.middle).any():
-            bad = tuple(np.argwhere((top > self.middle + 1) | (bottom < -self.middle))[0])
+        top, bottom = np.where(negate, -low, high), np.where(negate, -high, low)
+        bad = (top > self.middle + 1) | (bottom < -self.middle)
+        if bad.any():
+            at = tuple(np.argwhere(bad)[0])
             raise CannotExpress(
                 layer,
                 self.name,
-                f"code - zero runs from {low[bad]} to {high[bad]} in one group, the scheme holds "
+                f"code - zero runs from {low[at]} to {high[at]} in one group, the scheme holds "
                 f"{-self.middle} to {self.middle + 1}",
             )
-        sign = np.where(negate, -1, 1)
-        groups *= sign[:, :, None].astype(np.int16)
-        groups += self.middle
-        words = pack(steps[:, :k].astype(np.uint8), nk).words
-        return words, sign if negate.any() else None
+        sign = np.where(negate, np.int16(-1), np.int16(1))
+        steps *= _spread(sign, q)
+        steps += self.middle
+        return pack(steps.astype(np.uint8), nk).words, sign if negate.any() else None
+
+
+def _spread(grid: Array, q: QTensor) -> Array:
+    """A value per block as a value per element ``[n, k]``."""
+    (n, k), (rows, width) = q.shape, q.block
+    return np.repeat(np.repeat(grid, rows, axis=0)[:n], width, axis=1)[:, :k]
+
+
+def _extremes(steps: Array, q: QTensor) -> tuple[Array, Array]:
+    """Smallest and largest element of every block."""
+    (n, k), (rows, width) = q.shape, q.block
+    at_rows, at_columns = np.arange(0, n, rows), np.arange(0, k, width)
+
+    def reduce(pick: np.ufunc) -> Array:
+        return pick.reduceat(pick.reduceat(steps, at_rows, axis=0), at_columns, axis=1)
+
+    return reduce(np.minimum), reduce(np.maximum)
 
 
 ROWS = (

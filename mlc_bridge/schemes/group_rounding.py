@@ -28,30 +28,34 @@ _EXPONENT_GAP = np.float32(2.0**112)  # float32's exponent bias minus float16's
 
 
 def round_groups(
-    w: Array, group: int, bits: int, dtype: str, *, wide_scale: bool = False
+    w: Array, group: int, bits: int, dtype: str, *, wide: bool = False, wide_scale: bool = False
 ) -> tuple[Array, Array]:
     """Codes uint8 ``[n, k]`` and scales ``[n, ceil(k/group)]`` in ``dtype`` of ``w [n, k]``.
 
-    ``wide_scale`` divides by the float32 scale and rounds it only to store it, as MLC's KN
-    converter comes to do for bfloat16. A last group that k does not fill is a group of what is
-    there. Raises CannotExpress for NaN, infinities, and values that overflow the model dtype.
+    ``wide`` keeps the quotients in float32. ``wide_scale`` divides by the float32 scale and
+    rounds it only to store it, as MLC's KN converter comes to do for bfloat16. A last group that
+    k does not fill is a group of what is there. Raises CannotExpress for NaN, infinities, and
+    values that overflow the model dtype.
     """
     n, k = w.shape
     width = -(-k // group) * group
     codes = np.empty((n, k), np.uint8)
     scale = np.empty((n, width // group), NUMPY_DTYPES[dtype])
     rows = max(1, _BLOCK // width)
+    m, half = 2 ** (bits - 1) - 1, dtype == "float16" and not wide
     for at in range(0, n, rows):
         block = w[at : at + rows]
         if width != k:
             block = np.pad(block, ((0, 0), (0, width - k)))
         x = _values(block, dtype)
-        got, scale[at : at + rows] = _round_block(x, group, 2 ** (bits - 1) - 1, dtype, wide_scale)
+        got, scale[at : at + rows] = _round_block(x, group, m, dtype, half, wide_scale)
         codes[at : at + rows] = got.reshape(len(x), width)[:, :k]
     return codes, scale
 
 
-def _round_block(x: Array, group: int, m: int, dtype: str, wide_scale: bool) -> tuple[Array, Array]:
+def _round_block(
+    x: Array, group: int, m: int, dtype: str, half: bool, wide_scale: bool
+) -> tuple[Array, Array]:
     """Codes ``[groups, group]`` and scales of one block of values."""
     most = _group_max(x, group)
     if not most.max(initial=0) < (_F16_FIRST_INF if dtype == "float16" else np.inf):
@@ -64,10 +68,10 @@ def _round_block(x: Array, group: int, m: int, dtype: str, wide_scale: bool) -> 
     scale[empty] = 1
     groups = x.reshape(-1, group)
     q = groups / scale
-    if dtype == "float16":
+    if half:
         _to_half(q)
     q += np.float32(m)
-    if dtype == "float16":
+    if half:
         _to_half(q)
     np.rint(q, out=q)
     np.clip(q, 0, 2 * m, out=q)

@@ -1,0 +1,124 @@
+"""8-bit weights, float activations (W8A16): ``q8f16_1`` and its other group sizes; ours, not MLC's.
+
+    W[n, k] = (code[n, k] - zero[n, k // g]) * scale[n, k // g]              codes 0..255
+
+============  ==============  =========  ========================================================
+parameter     shape           dtype      layout
+============  ==============  =========  ========================================================
+``q_weight``  [n, k]          uint8      one code a byte
+``q_zero``    [n, ceil(k/g)]  float16    an integer 0..256 (float16 holds them exactly)
+``q_scale``   [n, ceil(k/g)]  float16
+============  ==============  =========  ========================================================
+
+Symmetric and asymmetric sources of up to 8 bits (GPTQ, compressed-tensors, msModelSlim W8A16) land
+exactly; so do the weights of W8A8 models, whose activations then stay float. Rows: ``q8f16_1`` (g =
+32, as MLC's group schemes), ``_g128``, ``_gk`` (one group per channel). A float checkpoint gets
+scale = max|w| / 127 and zero 128. Embedding, head and router stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc_bridge.errors import CannotExpress
+from mlc_bridge.packing import PLAIN, Array, PackedArray
+from mlc_bridge.qtensor import QTensor
+from mlc_bridge.schemes.group_rounding import round_groups
+from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
+from mlc_bridge.schemes.model_dtype import narrow_scale
+from mlc_bridge.schemes.regroup import regroup, why_not
+from mlc_bridge.schemes.scheme import Role, Spec
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend import nn
+
+_SUFFIXES = ("q_weight", "q_zero", "q_scale")
+
+
+@dataclass(frozen=True)
+class Int8:
+    """One row of the family; ``group`` None means one group per channel."""
+
+    name: str
+    group: int | None
+    model_dtype: str = "float16"
+
+    def quantizes(self, role: Role) -> bool:
+        return role == "linear"
+
+    def params(self, n: int, k: int) -> dict[str, Spec]:
+        grid = (n, -(-k // (self.group or k)))
+        return {
+            "q_weight": Spec((n, k), "uint8"),
+            "q_zero": Spec(grid, self.model_dtype),
+            "q_scale": Spec(grid, self.model_dtype),
+        }
+
+    def quantize(self, w: Array) -> QTensor:
+        """Symmetric: scale = max|w| / 127 in float16, code = round(w / scale) + 127."""
+        g = self.group or w.shape[1]
+        codes, scale = round_groups(w, g, 8, self.model_dtype, wide=True)
+        zero = PackedArray(np.full(scale.shape, 127, np.uint8), PLAIN, scale.shape)
+        return QTensor(PackedArray(codes, PLAIN, codes.shape), scale, zero, (1, g))
+
+    def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
+        """Exact, or CannotExpress; a static activation scale is left out, see the module."""
+        g = self.group or q.shape[1]
+        reason = why_not(q, g)
+        if q.bits > 8 or q.codes.words.dtype.kind not in "iu":
+            reason = "its codes are not integers of up to 8 bits"
+        elif q.perm is not None:
+            reason = "its input columns are permuted (activation order)"
+        if reason:
+            raise CannotExpress(layer, self.name, reason)
+        zero = np.zeros(q.grid, np.uint8) if q.zero is None else q.zero.unpack()
+        scale = narrow_scale(q.scale, self.model_dtype, layer, self.name)
+        return {
+            "q_weight": q.codes.unpack(),
+            "q_zero": regroup(zero, q, g).astype(np.float16),
+            "q_scale": regroup(scale, q, g),
+        }
+
+    def decode(self, p: Mapping[str, Array]) -> QTensor:
+        """Zeros as uint16, since GPTQ's run to 256."""
+        (n, k), groups = p["q_weight"].shape, p["q_scale"].shape[1]
+        return QTensor(
+            codes=PackedArray(p["q_weight"], PLAIN, (n, k)),
+            scale=p["q_scale"],
+            zero=PackedArray(p["q_zero"].astype(np.uint16), PLAIN, (n, groups)),
+            block=(1, self.group or k),
+        )
+
+    def linear(self, x: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
+        stored = [p[key] for key in _SUFFIXES]
+        return dequantized_matmul(x, stored, self.dequantize(x.shape[-1]), out_dtype)
+
+    def embedding(
+        self, ids: nn.Tensor, p: Mapping[str, nn.Tensor], k: int, out_dtype: str
+    ) -> nn.Tensor:
+        return dequantized_rows(ids, [p[key] for key in _SUFFIXES], self.dequantize(k), out_dtype)
+
+    def dequantize(self, k: int) -> Dequantize:
+        g = self.group or k
+
+        def dequantize(q_weight: Any, q_zero: Any, q_scale: Any) -> Any:
+            from tvm import te
+
+            return te.compute(
+                (q_weight.shape[0], k),
+                lambda i, j: (
+                    (q_weight[i, j].astype(self.model_dtype) - q_zero[i, j // g])
+                    * q_scale[i, j // g]
+                ),
+                name="dequantize",
+            )
+
+        return dequantize
+
+
+# From coarse to fine: ``auto`` takes the first that fits.
+ROWS = (Int8("q8f16_1_gk", None), Int8("q8f16_1_g128", 128), Int8("q8f16_1", 32))
