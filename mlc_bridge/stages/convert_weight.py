@@ -107,6 +107,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
             ParamBytes=float(writer.nbytes),
             BitsPerParam=writer.nbytes * 8 / elements,
         )
+    findings = (*plan.source.findings(plan.ckpt), *(f for item in told for f in item.findings))
     return ConvertReport(
         output=output,
         model_type=plan.arch.name,
@@ -120,7 +121,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
         scales_rounded=sum(item.scales_rounded for item in told),
         float_layers=tuple(plan.config.float_layers),
         requantized=tuple(error for item in told for error in item.errors),
-        findings=(*plan.source.findings(plan.ckpt), *(f for item in told for f in item.findings)),
+        findings=tuple(dict.fromkeys(findings)),
         seconds=time.perf_counter() - start,
     )
 

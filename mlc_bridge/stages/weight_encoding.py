@@ -111,6 +111,11 @@ def _matrix(
         if not requantize:
             raise
         return _requantized(parts, scheme, path, done)
+    places = (spec.filled_by for spec in scheme.params(*tensor.shape).values())
+    if tensor.input_scale is not None and "calibrate" not in places:
+        done.findings.append(
+            f"{scheme.name} has no place for static activation scales: activations stay float"
+        )
     if scheme not in BY_DTYPE.values():
         done.scales_rounded += _rounded(tensor.scale, params, scheme.model_dtype)
     return params
