@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/runs
 	$(BIN)/mlc-bridge build examples/models/stdlib-llama-7m-awq -o dist/demo
 	$(BIN)/mlc-bridge chat dist/demo --temperature 0 --max-tokens 96 \
-		--prompt "Write a Python function that joins two paths."
+		--prompt "Write a Python function \`close\` that closes the connection."
 
 test: lint
 	$(BIN)/python -m pytest
@@ -34,5 +34,5 @@ clean:
 # torch first and pinned: the pin resolves to a build without gigabytes of CUDA libraries.
 .venv/tests: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -e '.[tvm,torch,dev]'
+	$(BIN)/python -m pip install -q -e '.[tvm,torch,serve,structured,dev]'
 	touch $@ .venv/runs

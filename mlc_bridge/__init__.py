@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
     from mlc_bridge.stages.convert_weight import ConvertJob, ConvertReport, convert_weight
     from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
+    from mlc_bridge.stages.inspect_artifact import CheckJob, check_artifact, inspect_artifact
+    from mlc_bridge.stages.inspect_checkpoint import InspectJob, inspect_checkpoint
 
 _HOMES = {
     "mlc_bridge.engine.engine": ("MLCEngine",),
@@ -37,6 +39,8 @@ _HOMES = {
     "mlc_bridge.stages.compile": ("CompileJob", "CompileReport", "compile_model"),
     "mlc_bridge.stages.convert_weight": ("ConvertJob", "ConvertReport", "convert_weight"),
     "mlc_bridge.stages.gen_config": ("GenConfigJob", "GenConfigReport", "gen_config"),
+    "mlc_bridge.stages.inspect_artifact": ("CheckJob", "check_artifact", "inspect_artifact"),
+    "mlc_bridge.stages.inspect_checkpoint": ("InspectJob", "inspect_checkpoint"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -48,18 +52,23 @@ __all__ = [
     "BuildReport",
     "CalibrateJob",
     "CalibrateReport",
+    "CheckJob",
     "CompileJob",
     "CompileReport",
     "ConvertJob",
     "ConvertReport",
     "GenConfigJob",
     "GenConfigReport",
+    "InspectJob",
     "MLCEngine",
     "build",
     "calibrate",
+    "check_artifact",
     "compile_model",
     "convert_weight",
     "gen_config",
+    "inspect_artifact",
+    "inspect_checkpoint",
 ]
 
 

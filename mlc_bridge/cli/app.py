@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,18 @@ from mlc_bridge.stages.compile import CompileJob, compile_model
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 from mlc_bridge.stages.doctor import examine
 from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
+from mlc_bridge.stages.inspect_artifact import (
+    ArtifactReport,
+    CheckJob,
+    check_artifact,
+    inspect_artifact,
+    is_artifact,
+)
+from mlc_bridge.stages.inspect_checkpoint import (
+    CheckpointReport,
+    InspectJob,
+    inspect_checkpoint,
+)
 
 app = typer.Typer(
     name="mlc-bridge",
@@ -219,6 +232,67 @@ def _chat(
             chat.talk()
         else:
             chat.say(prompt)
+
+
+@app.command("serve")
+@guarded
+def _serve(
+    model: Annotated[str, typer.Argument(help="MLC model directory.", show_default=False)],
+    model_lib: Annotated[str | None, typer.Option(help="Library other than lib.so.")] = None,
+    device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
+    mode: Annotated[str, typer.Option(help="local, interactive or server.")] = "local",
+    threads: Annotated[int | None, typer.Option(help="Threads; default all cores.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve a compiled model under OpenAI's REST interface."""
+    from mlc_bridge import MLCEngine
+    from mlc_bridge.engine.server import serve
+
+    serve(MLCEngine(model, model_lib, device=device, mode=mode, threads=threads), host, port)  # type: ignore[arg-type]
+
+
+@app.command("inspect")
+@guarded
+def _inspect(
+    path: Annotated[str, typer.Argument(help="Checkpoint, hub id, or MLC directory.")],
+    source_format: Annotated[str, typer.Option(help="Source format of a checkpoint.")] = "auto",
+    samples_only: Annotated[
+        bool, typer.Option("--samples-only", help="Read one layer of every kind.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
+) -> None:
+    """Say what a checkpoint or an MLC directory holds, without changing anything."""
+    from mlc_bridge.cli import show_inspection as shown
+
+    found: ArtifactReport | CheckpointReport
+    if is_artifact(Path(path)):
+        found = inspect_artifact(path)
+    else:
+        with Bars() as progress:
+            found = inspect_checkpoint(InspectJob(path, source_format, samples_only), progress)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2, default=str))
+    elif isinstance(found, ArtifactReport):
+        shown.artifact(found)
+    else:
+        shown.checkpoint(found)
+
+
+def _check(given: dict[str, Any]) -> None:
+    with Bars() as progress:
+        found = check_artifact(CheckJob(**given), progress)
+    show.table(
+        ("check", "result", "what was found"),
+        [(c.name, "ok" if c.passed else "FAILED", c.detail) for c in found.checks],
+    )
+    if not found.passed:
+        raise SystemExit(2)
+
+
+app.command("check")(
+    guarded(job_command(CheckJob, _check, "Check an MLC directory before an engine starts."))
+)
 
 
 @app.command("doctor")

@@ -1,0 +1,228 @@
+"""``inspect`` and ``check`` of an MLC directory: config, weights, lib, and whether they agree.
+
+``inspect`` shows what is there even where parts are missing. ``check`` goes through everything an
+engine needs, in the order in which it would need it: most of these mistakes let MLC's engine hang
+or crash, here each is a line with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
+from mlc_bridge.artifact.tensor_cache import INDEX, TensorCache, read_index
+from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
+from mlc_bridge.engine.library import find_library, open_library
+from mlc_bridge.errors import ArtifactError, BridgeError
+from mlc_bridge.stages.progress import Progress, silent
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """``model_dir``: an MLC directory; ``md5`` also reads every byte of the weights."""
+
+    model_dir: str | Path
+    model_lib: str | Path | None = None
+    device: str = "auto"
+    md5: bool = True
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question; ``detail`` is the answer or the reason of the failure."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    model_dir: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+@dataclass(frozen=True)
+class ArtifactReport:
+    """What an MLC directory holds; ``dtypes`` is dtype -> (parameters, bytes on disk)."""
+
+    path: Path
+    model_type: str | None
+    quantization: str | None
+    conv_template: str | None
+    context_window_size: int | None
+    n_params: int
+    nbytes: int
+    bits_per_param: float | None
+    dtypes: Mapping[str, tuple[int, int]]
+    fingerprints: Mapping[str, str | None]
+    lib: Mapping[str, Any]
+    findings: tuple[str, ...]
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether ``path`` looks like an MLC directory rather than a checkpoint."""
+    return (path / CONFIG_NAME).is_file() or (path / INDEX).is_file()
+
+
+def inspect_artifact(directory: str | Path) -> ArtifactReport:
+    """Look at an MLC directory; what is missing or unreadable becomes a finding."""
+    path = Path(directory)
+    findings: list[str] = []
+    config = _tried(lambda: ChatConfig.load(path), findings)
+    cache = _tried(lambda: read_index(path), findings)
+    lib = _tried(lambda: _lib_metadata(path), findings) or {}
+    records = list(cache.records.values()) if cache else []
+    dtypes: dict[str, tuple[int, int]] = {}
+    for record in records:
+        count, nbytes = dtypes.get(record.dtype, (0, 0))
+        dtypes[record.dtype] = (count + 1, nbytes + record.nbytes)
+    metadata = dict(cache.metadata) if cache else {}
+    return ArtifactReport(
+        path=path,
+        model_type=config.model_type if config else None,
+        quantization=config.quantization if config else None,
+        conv_template=config.conv_template.name if config else None,
+        context_window_size=config.context_window_size if config else None,
+        n_params=len(records),
+        nbytes=sum(record.nbytes for record in records),
+        bits_per_param=metadata.get("BitsPerParam"),
+        dtypes=dtypes,
+        fingerprints={
+            "config": config.fingerprint if config else None,
+            "weights": (metadata.get("mlc_bridge") or {}).get("fingerprint"),
+            "lib": (lib.get("mlc_bridge") or {}).get("fingerprint"),
+        },
+        lib={key: value for key, value in lib.items() if key != "params"},
+        findings=tuple(findings),
+    )
+
+
+def check_artifact(job: CheckJob, progress: Progress = silent) -> CheckReport:
+    """Everything an engine needs, each with its answer; never raises for what it finds."""
+    path = Path(job.model_dir)
+    checks: list[Check] = []
+    for done, (name, question) in enumerate(steps := tuple(_questions(job, path))):
+        progress("check", done, len(steps))
+        try:
+            checks.append(Check(name, True, question()))
+        except BridgeError as error:
+            checks.append(Check(name, False, str(error)))
+    progress("check", len(steps), len(steps))
+    return CheckReport(path, tuple(checks))
+
+
+def _questions(job: CheckJob, path: Path) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "config", lambda: _config_said(ChatConfig.load(path))
+    yield "tokenizer", lambda: _tokenizer_said(path)
+    yield "weights", lambda: _weights_said(read_index(path, md5=job.md5), job.md5)
+    yield "numbers", lambda: _numbers_said(read_index(path))
+    yield "config and weights", lambda: _same_build(ChatConfig.load(path), read_index(path))
+    yield "lib", lambda: _lib_said(job, path)
+
+
+def _config_said(config: ChatConfig) -> str:
+    block = config.arch_config
+    for key in ("vocab_size", "prefill_chunk_size"):
+        if block.get(key) != getattr(config, key):
+            raise ArtifactError(
+                f"{key} differs between model_config and the top level",
+                where=CONFIG_NAME,
+                found=f"{block.get(key)} and {getattr(config, key)}",
+            )
+    conversation = config.conv_template
+    if not conversation.stop_str and not conversation.stop_token_ids:
+        raise ArtifactError("nothing ends an answer: no stop token is known", where=CONFIG_NAME)
+    return f"{config.model_type}, {config.quantization}, template {conversation.name}"
+
+
+def _tokenizer_said(path: Path) -> str:
+    files = TokenizerFiles.read(path)
+    if "tokenizer.json" not in files.names:
+        raise ArtifactError("no tokenizer.json", where=path)
+    config = ChatConfig.load(path)
+    if files.size is not None and files.size > config.vocab_size:
+        raise ArtifactError(
+            "the tokenizer knows more tokens than the model",
+            where=path,
+            found=files.size,
+            expected=f"at most {config.vocab_size}",
+        )
+    return f"{files.size} tokens for a vocabulary of {config.vocab_size}"
+
+
+def _weights_said(cache: TensorCache, md5: bool) -> str:
+    shards = {record.shard for record in cache.records.values()}
+    how = "lengths and md5 sums agree" if md5 else "lengths agree"
+    return f"{len(cache.records)} parameters in {len(shards)} shards, {how}"
+
+
+def _numbers_said(cache: TensorCache) -> str:
+    """Scales and other float parameters hold finite numbers (weights of 16 bits are not read)."""
+    seen = 0
+    for name in cache.records:
+        if "scale" not in name.rpartition(".")[2]:
+            continue
+        seen += 1
+        if not np.isfinite(cache.array(name).astype(np.float32)).all():
+            raise ArtifactError(
+                "scales that are not finite numbers",
+                where=name,
+                todo="Run mlc-bridge calibrate, or convert again",
+            )
+    return f"{seen} scale tensors are finite"
+
+
+def _same_build(config: ChatConfig, cache: TensorCache) -> str:
+    weights = (cache.metadata.get("mlc_bridge") or {}).get("fingerprint")
+    if config.fingerprint is None or weights is None:
+        return "no fingerprints to compare (written by MLC LLM)"
+    if config.fingerprint != weights:
+        raise ArtifactError(
+            "config and weights come from different builds",
+            where=cache.directory,
+            found=weights[:12],
+            expected=config.fingerprint[:12],
+            todo="Run gen-config and convert again with the same checkpoint and scheme",
+        )
+    return f"the same build ({weights[:12]})"
+
+
+def _lib_said(job: CheckJob, path: Path) -> str:
+    library = open_library(find_library(path, job.model_lib), path, job.device)
+    nbytes = os.path.getsize(library.path)
+    return f"{library.path.name} ({nbytes / 1e6:.2f} MB) runs on {library.device} and fits"
+
+
+def _lib_metadata(path: Path) -> dict[str, Any]:
+    """``_metadata`` of the lib, whether or not it fits the weights."""
+    import tvm
+    from tvm import relax
+
+    library = find_library(path, None)
+    module = tvm.runtime.load_module(str(library))
+    found: dict[str, Any] = json.loads(relax.VirtualMachine(module, tvm.cpu())["_metadata"]())
+    return {"file": library.name, "nbytes": library.stat().st_size, **found}
+
+
+def _tried(look: Callable[[], T], findings: list[str]) -> T | None:
+    try:
+        return look()
+    except BridgeError as error:
+        findings.append(str(error))
+    except Exception as error:  # tvm raises its own errors for a lib that does not load
+        findings.append(f"the lib cannot be read: {error}")
+    return None

@@ -1,0 +1,236 @@
+"""``inspect`` of a checkpoint: which format and why, what is quantized how, what lands exactly.
+
+Headers give names, shapes and sizes; scales, zeros and codes of every quantized layer are read once
+for the statistics (``samples_only`` reads one layer of every kind).
+
+Codes of a healthy layer use nearly all values and lie rarely at the ends. A layer is an outlier
+when it uses less than half of the values, or when its share of codes at the two ends is beyond
+twice the median of all layers and above 5 %.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from mlc_bridge.errors import UnknownFormat
+from mlc_bridge.models import MODELS
+from mlc_bridge.packing import Array
+from mlc_bridge.qtensor import QTensor
+from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.sources import SOURCES, Checkpoint, Evidence, Source, detect
+from mlc_bridge.sources.hub import resolve
+from mlc_bridge.stages.choose_scheme import samples, why_not
+from mlc_bridge.stages.progress import Progress, silent
+
+CODES_SEEN = 1 << 20  # codes per layer that the histogram looks at
+
+
+@dataclass(frozen=True)
+class InspectJob:
+    """``model_dir``: checkpoint directory, weights file, or hub id."""
+
+    model_dir: str | Path
+    source_format: str = "auto"
+    samples_only: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of one name pattern (layer numbers as ``*``): how many, dtype, shape, bytes."""
+
+    pattern: str
+    tensors: int
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Quantized layers that are stored alike."""
+
+    layers: int
+    bits: int
+    codes: str
+    block: str
+    zeros: str
+    scale_dtype: str
+    activation_order: bool
+    input_scales: bool
+
+
+@dataclass(frozen=True)
+class CodeUse:
+    """How one layer uses its codes: values that occur, share (0..1) at lowest and highest."""
+
+    layer: str
+    used: int
+    of: int
+    at_ends: float
+    outlier: bool
+
+
+@dataclass(frozen=True)
+class SchemeFit:
+    """Whether a scheme holds the quantized layers exactly; ``reason`` where it does not."""
+
+    scheme: str
+    exact: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    path: Path
+    model_type: str
+    supported: bool
+    source_format: str | None
+    evidence: Mapping[str, Evidence]
+    settings: Mapping[str, Any]
+    nbytes: int
+    parts: tuple[Part, ...]
+    kinds: tuple[Kind, ...]
+    float_layers: tuple[str, ...]
+    codes: tuple[CodeUse, ...]
+    schemes: tuple[SchemeFit, ...]
+    findings: tuple[str, ...]
+
+
+def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> CheckpointReport:
+    """Look at a checkpoint without converting it. Raises ``SourceError`` where it is damaged."""
+    ckpt = Checkpoint.open(resolve(job.model_dir))
+    evidence = {name: source.evidence(ckpt) for name, source in SOURCES.items()}
+    source, findings = _detected(ckpt, job.source_format)
+    read = _read(ckpt, source, job.samples_only, progress) if source else {}
+    if source is not None:
+        findings += source.findings(ckpt)
+    parts = _parts(ckpt)
+    model_type = str(ckpt.config.get("model_type"))
+    return CheckpointReport(
+        path=ckpt.path,
+        model_type=model_type,
+        supported=model_type in MODELS,
+        source_format=source.name if source else None,
+        evidence={name: e for name, e in evidence.items() if e.supports},
+        settings=ckpt.quantization,
+        nbytes=sum(part.nbytes for part in parts),
+        parts=parts,
+        kinds=_kinds(tensor for tensor, _ in read.values()),
+        float_layers=_float_layers(ckpt, source) if source else (),
+        codes=_outliers({name: use for name, (_, use) in read.items() if use is not None}),
+        schemes=_fits(ckpt, source) if source else (),
+        findings=findings,
+    )  # fmt: skip
+
+
+def _detected(ckpt: Checkpoint, wanted: str) -> tuple[Source | None, tuple[str, ...]]:
+    try:
+        return detect(ckpt, wanted), ()
+    except UnknownFormat as error:
+        return None, (str(error),)
+
+
+def _parts(ckpt: Checkpoint) -> tuple[Part, ...]:
+    """Tensors by pattern, in file order."""
+    found: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+    for name in ckpt.names:
+        shape, dtype = ckpt.shape(name), ckpt.dtype(name)
+        key = (_pattern(name), str(dtype), shape)
+        found.setdefault(key, []).append(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    return tuple(Part(p, len(b), d, s, sum(b)) for (p, d, s), b in found.items())
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def _read(
+    ckpt: Checkpoint, source: Source, samples_only: bool, progress: Progress
+) -> dict[str, tuple[QTensor, tuple[int, int, float] | None]]:
+    """Layer -> its tensor without the codes, and how the codes are used."""
+    layers = tuple(samples(ckpt, source)) if samples_only else source.layers(ckpt)
+    found = {}
+    for done, layer in enumerate(layers):
+        tensor = source.read(ckpt, layer)
+        if isinstance(tensor, QTensor):
+            found[layer] = (tensor, _use(tensor))
+        progress("inspect", done + 1, len(layers))
+    return found
+
+
+def _use(tensor: QTensor) -> tuple[int, int, float] | None:
+    """Values that occur, values there are, share at the ends; None for float8 codes."""
+    codes: Array = tensor.codes.unpack()
+    if codes.dtype.kind not in "ui":
+        return None
+    seen = codes.reshape(-1)[:: max(1, codes.size // CODES_SEEN)]
+    counts = np.bincount(seen, minlength=1 << tensor.bits)
+    return int((counts > 0).sum()), counts.size, float(counts[0] + counts[-1]) / seen.size
+
+
+def _outliers(uses: Mapping[str, tuple[int, int, float]]) -> tuple[CodeUse, ...]:
+    limit = max(0.05, 2 * median([ends for _, _, ends in uses.values()] or [0.0]))
+    return tuple(
+        CodeUse(layer, used, of, ends, used < min(of, 1 << 8) // 2 or ends > limit)
+        for layer, (used, of, ends) in uses.items()
+    )
+
+
+def _kinds(tensors: Iterable[QTensor]) -> tuple[Kind, ...]:
+    counts: dict[tuple[Any, ...], int] = {}
+    for q in tensors:
+        key = (
+            q.bits,
+            str(q.codes.words.dtype),
+            _block(q),
+            "none" if q.zero is None else "constant" if _constant(q.zero.unpack()) else "per block",
+            str(q.scale.dtype),
+            q.perm is not None,
+            q.input_scale is not None,
+        )
+        counts[key] = counts.get(key, 0) + 1
+    return tuple(Kind(count, *key) for key, count in counts.items())
+
+
+def _block(q: QTensor) -> str:
+    (n, k), (bn, bk) = q.shape, q.block
+    if (bn, bk) == (n, k):
+        return "tensor"
+    if bn == 1:
+        return "channel" if bk == k else f"group {bk}"
+    return f"block {bn} x {bk}"
+
+
+def _constant(zeros: Array) -> bool:
+    return zeros.size > 0 and bool((zeros == zeros.flat[0]).all())
+
+
+def _float_layers(ckpt: Checkpoint, source: Source) -> tuple[str, ...]:
+    """Matrices that a quantized checkpoint leaves in float, as patterns."""
+    quantized = set(source.layers(ckpt))
+    if not quantized:
+        return ()
+    owners = (n.removesuffix(".weight") for n in ckpt.names if n.endswith(".weight"))
+    left = (o for o in owners if o not in quantized and len(ckpt.shape(f"{o}.weight")) == 2)
+    return tuple(dict.fromkeys(_pattern(owner) for owner in left))
+
+
+def _fits(ckpt: Checkpoint, source: Source) -> tuple[SchemeFit, ...]:
+    """Every scheme against one layer of every kind; a float checkpoint fits its own dtype."""
+    layers = samples(ckpt, source)
+    if not layers:
+        own = {str(ckpt.dtype(n)) for n in ckpt.names}
+        return tuple(
+            SchemeFit(s.name, own <= {s.model_dtype}, None if own <= {s.model_dtype}
+                      else f"weights are {', '.join(sorted(own))}")
+            for s in SCHEMES.values() if not s.quantizes("linear")
+        )  # fmt: skip
+    reasons = {s.name: why_not(s, layers) for s in SCHEMES.values() if s.quantizes("linear")}
+    return tuple(SchemeFit(name, reason is None, reason) for name, reason in reasons.items())
