@@ -23,6 +23,8 @@ import numpy as np
 
 from mlc_bridge.packing import Array
 
+_BLOCK = 256
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -96,9 +98,7 @@ def choose(logits: Array, temperature: float, top_p: float, random: np.random.Ge
         return int(logits.argmax())
     p = softmax(logits / np.float32(temperature))
     u = random.random()
-    if top_p < 1:
-        return _draw_top_p(p, top_p, u)
-    return _draw(p, u)
+    return _draw(top_p_cut(p, top_p) if top_p < 1 else p, u)
 
 
 def softmax(logits: Array) -> Array:
@@ -112,27 +112,38 @@ def logprobs_of(logits: Array, token: int, count: int) -> TokenLogprobs:
     x = logits.astype(np.float64)
     x -= x.max()
     x -= np.log(np.exp(x).sum())
-    top = np.argpartition(-x, count - 1)[:count] if count else np.empty(0, np.int64)
-    top = top[np.argsort(-x[top], kind="stable")]
+    top = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, np.int64)
+    top = top[np.argsort(-logits[top], kind="stable")]
     return TokenLogprobs(float(x[token]), [(int(i), float(x[i])) for i in top])
 
 
-def _draw_top_p(p: Array, top_p: float, u: float) -> int:
+def top_p_cut(p: Array, top_p: float) -> Array:
+    """``p`` with zeros outside the fewest tokens whose sum reaches ``top_p`` (all of equal
+    ones).
+    """
     # Few tokens carry the mass: sort those above a small cutoff, and all only if they fall short.
     for cutoff in (top_p / 1024, 0.0):
-        ids = np.flatnonzero(p >= cutoff)
-        ids = ids[np.argsort(-p[ids], kind="stable")]
-        mass = np.cumsum(p[ids], dtype=np.float64)
-        if mass.size and (mass[-1] >= top_p or cutoff == 0.0):
+        falling = np.sort(p[p >= cutoff])[::-1]
+        mass = np.cumsum(falling, dtype=np.float64)
+        if mass.size and mass[-1] >= top_p:
             break
-    size = int(np.searchsorted(mass, top_p)) + 1
-    return int(ids[_draw(p[ids[:size]], u)])
+    last = min(int(np.searchsorted(mass, top_p)), mass.size - 1)
+    return np.where(p >= falling[last], p, np.float32(0))
 
 
 def _draw(p: Array, u: float) -> int:
-    """Inverse of the cumulative distribution; never a token of probability zero."""
-    mass = np.cumsum(p, dtype=np.float64)
-    return int(np.searchsorted(mass, u * mass[-1], side="right").clip(max=len(p) - 1))
+    """Inverse of the cumulative distribution of ``p`` (any sum) at ``u`` in [0, 1).
+
+    Sums of blocks first, then inside the one block that is hit; a token of probability zero is
+    never taken, for the running sum must rise above the target there.
+    """
+    blocks = np.cumsum(np.add.reduceat(p, np.arange(0, p.size, _BLOCK)), dtype=np.float64)
+    target = u * blocks[-1]
+    hit = int(np.searchsorted(blocks, target, side="right"))
+    inside = np.cumsum(p[hit * _BLOCK : (hit + 1) * _BLOCK], dtype=np.float64)
+    left = target - (blocks[hit - 1] if hit else 0.0)
+    left = min(left, np.nextafter(inside[-1], 0))  # the two ways of summing may differ in rounding
+    return hit * _BLOCK + int(np.searchsorted(inside, left, side="right"))
 
 
 def _sparse(table: Mapping[int, float]) -> tuple[Array, Array]:
