@@ -198,6 +198,26 @@ def from_marlin(words: Array) -> PackedArray:
     return PackedArray(out.reshape(k, n // 8), AWQ, (n, k))
 
 
+def overrun(codes: PackedArray, zero: PackedArray) -> tuple[int, float]:
+    """AWQ words that a code of -1 seems to have filled, and how many to expect by chance.
+
+    A packer that does not clamp writes -1 as ones in its own nibble and all above it. Only a group
+    whose weights are all negative has such codes, and its zero is 15; so these groups alone are
+    looked at. Chance is measured where the group's own code is another and cannot have run over.
+    A code of 16 leaves a 0 and one bit in its neighbour, which nothing tells from true codes.
+    """
+    groups, blocks = zero.words.shape
+    words = codes.words.reshape(groups, -1, blocks)
+    found, chance = 0, 0.0
+    for i in range(6):  # two nibbles above, or more: one alone is 15 too often
+        picked = words.swapaxes(1, 2)[_position(zero.words, AWQ, i) == 15]
+        own = _position(picked, AWQ, i) == 15
+        above = (picked >> np.uint32(4 * i + 4)) == np.uint32(0xFFFFFFF >> (4 * i))
+        found += int((own & above).sum())
+        chance += float(own.sum() * (~own & above).sum() / max(1, (~own).sum()))
+    return found, chance
+
+
 def marlin_scales(scales: Array, grouped: bool) -> Array:
     """Marlin's scales ``[groups, n]`` in the natural order of n."""
     groups, n = scales.shape

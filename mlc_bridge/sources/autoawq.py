@@ -8,7 +8,8 @@ qzeros     int32    [k/g, n/8]   the same
 scales     float16  [k/g, n]
 =========  =======  ===========  =============================================================
 
-This is also MLC's ``q4f16_autoawq``, so the words pass through as they are.
+This is also MLC's ``q4f16_autoawq``, so the words pass through as they are. LLMC's packer does not
+clamp: a code that left 0..15 spoils its neighbours, and ``findings`` says where that shows.
 
 Origin: awq/modules/linear/gemm.py and awq/utils/packing_utils.py, AutoAWQ 0.2.9.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlc_bridge.packing import AWQ, PackedArray
+from mlc_bridge.packing import AWQ, PackedArray, overrun
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.sources.awq import SCALES, AwqVersion
 from mlc_bridge.sources.checkpoint import Checkpoint
@@ -42,4 +43,20 @@ class AutoAWQ(AwqVersion):
             scale=sound_scale(scales, f"{layer}.scales").T,
             zero=PackedArray(qzeros.view(np.uint32), AWQ, (n, k // group)),
             block=(1, group),
+        )
+
+    def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
+        """Traces of codes that ran over their neighbours; a few words more than chance explains."""
+        counts = {}
+        for layer in self.layers(ckpt):
+            n, k, group = self.layout(ckpt, layer)
+            q = self.read_packed(ckpt, layer, n, k, group)
+            counts[layer] = overrun(q.codes, q.zero) if q.zero is not None else (0, 0.0)
+        found, chance = (sum(c[i] for c in counts.values()) for i in (0, 1))
+        if found < 2 or found < 4 * chance:
+            return ()
+        worst = max(counts, key=lambda layer: counts[layer][0])
+        return (
+            f"{found:.0f} words look as if a code of -1 had run over its neighbours ({chance:.1f} "
+            f"would by chance), most of them in {worst}: LightCompress does not clamp its codes",
         )

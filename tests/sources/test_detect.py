@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mlc_bridge.errors import ConfigError, SourceError, UnknownFormat
 from mlc_bridge.sources import SOURCES, Checkpoint, detect
+from mlc_bridge.sources.tensor_file import Entry
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sources"
 Q = "model.layers.0.self_attn.q_proj"
@@ -171,3 +174,56 @@ def test_settings_in_text_config_and_in_a_file_of_their_own(tmp_path: Path) -> N
     ckpt = Checkpoint.open(home)
     assert detect(ckpt).name == "autoawq"
     assert SOURCES["autoawq"].read(ckpt, Q).block == (1, 32)
+
+
+AWQ_CASES = sorted(p.name for p in (GOLDEN / "autoawq").iterdir())
+
+
+@pytest.mark.parametrize("case", AWQ_CASES)
+def test_overrun_codes_are_found(case: str) -> None:
+    """One file holds codes of -1 that LightCompress wrote; the others are clean."""
+    findings = SOURCES["autoawq"].findings(Checkpoint.open(GOLDEN / "autoawq" / case))
+    assert bool(findings) == case.endswith("overflow")
+    assert all("run over its neighbours" in text and Q in text for text in findings)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["quant_method", "version", "bits", "format", "checkpoint_format", "w_bit"]
+        ),
+        st.sampled_from(["awq", "gptq", "gemm", "fp8", "compressed-tensors", 4, None, "marlin"]),
+    ),
+    st.sets(
+        st.sampled_from(
+            [
+                "weight",
+                "qweight",
+                "qzeros",
+                "scales",
+                "weight_packed",
+                "weight_scale",
+                "scaled_zeros",
+            ]
+        ),
+        min_size=1,
+    ),
+    st.sampled_from([np.int32, np.int16, np.float16, np.int8]),
+)
+def test_detection_always_answers_or_explains(
+    quantization: dict[str, Any], suffixes: set[str], dtype: Any
+) -> None:
+    """Whatever config and tensors say: one source whose evidence holds, or the list."""
+    entries = {
+        f"layer.{s}": Entry(Path("model.safetensors"), np.dtype(dtype), (64, 64), 0, 0)
+        for s in sorted(suffixes)
+    }
+    ckpt = Checkpoint(Path(), {"quantization_config": quantization}, entries)
+    fitting = [name for name, source in SOURCES.items() if source.matches(ckpt)]
+    if len(fitting) == 1:
+        assert detect(ckpt).name == fitting[0]
+        return
+    with pytest.raises(UnknownFormat) as error:
+        detect(ckpt)
+    assert all(f"{name} (" in str(error.value) for name in SOURCES)
