@@ -81,7 +81,9 @@ def test_repack_keeps_codes(drawn: tuple[np.ndarray, list[Packing]]) -> None:
 
 @pytest.mark.parametrize("source", NAMED)
 @pytest.mark.parametrize("target", ["AWQ", "GPTQ4", "GPTQ4_ZEROS", "NK4"])
-@pytest.mark.parametrize("shape", [(8, 8), (128, 256), (1032, 520), (1032, 2064), (50, 100), (1, 1), (9, 4104)])
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (128, 256), (1032, 520), (1032, 2064), (50, 100), (1, 1), (9, 4104)]
+)
 def test_repack_between_the_named(source: str, target: str, shape: tuple[int, int]) -> None:
     codes = np.random.default_rng(7).integers(0, 16, shape, dtype=np.uint8)
     packed = repack(pack(codes, NAMED[source]), NAMED[target])
