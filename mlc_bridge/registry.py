@@ -1,7 +1,8 @@
-"""``table(*items)``: a literal, read-only name -> item mapping that answers an unknown name with the list.
+"""``table(*items)``: a literal name -> item mapping that answers an unknown name with the list.
 
-Third packages come in by the same door: items published under the entry-point group
-``mlc_bridge.<room>`` are appended when the table is built.
+Third packages come in by the same door. What they publish under the entry-point group
+``mlc_bridge.<room>`` is appended at the table's first use (not at import, so that a plugin may
+import the room); ``register`` appends one item in a running program. No name is taken twice.
 """
 
 from __future__ import annotations
@@ -22,16 +23,41 @@ T = TypeVar("T", bound=Named)
 
 
 class Table(Mapping[str, T]):
-    """Read-only mapping from ``item.name`` to item, in the order given."""
+    """Mapping from ``item.name`` to item, in the order given; it only ever grows."""
 
     def __init__(self, room: str, items: tuple[T, ...]) -> None:
         self.room = room
-        self._items: dict[str, T] = {}
-        plugins = (entry.load() for entry in entry_points(group=f"mlc_bridge.{room}"))
-        for item in (*items, *plugins):
-            if item.name in self._items:
-                raise ConfigError(f"{room}: the name {item.name!r} is registered twice")
-            self._items[item.name] = item
+        self._own: dict[str, T] = {}
+        self._plugins_loaded = False
+        for item in items:
+            self._add(item)
+
+    def register(self, item: T) -> T:
+        """Append one item. Raises ConfigError when its name is taken."""
+        self._items  # noqa: B018  plugins first: they were installed earlier
+        return self._add(item)
+
+    @property
+    def _items(self) -> dict[str, T]:
+        if not self._plugins_loaded:
+            self._plugins_loaded = True
+            for entry in entry_points(group=f"mlc_bridge.{self.room}"):
+                try:
+                    self._add(entry.load())
+                except (ImportError, AttributeError) as problem:
+                    raise ConfigError(
+                        f"the plugin {entry.name} = {entry.value} cannot be loaded",
+                        where=f"mlc_bridge.{self.room}",
+                        found=str(problem),
+                        todo="Repair or uninstall the package that brings it",
+                    ) from problem
+        return self._own
+
+    def _add(self, item: T) -> T:
+        if item.name in self._own:
+            raise ConfigError(f"{self.room}: the name {item.name!r} is registered twice")
+        self._own[item.name] = item
+        return item
 
     def __getitem__(self, name: str) -> T:
         try:

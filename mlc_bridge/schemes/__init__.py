@@ -6,7 +6,7 @@ from mlc_bridge.registry import Table, table
 from mlc_bridge.schemes import autoawq, dense, fp8, fp8_block, group_quant, int8
 from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
 
-__all__ = ["SCHEMES", "Role", "Scheme", "Spec", "for_role"]
+__all__ = ["SCHEMES", "Role", "Scheme", "Spec", "for_role", "register_quantization"]
 
 SCHEMES: Table[Scheme] = table(
     "schemes",
@@ -17,3 +17,13 @@ SCHEMES: Table[Scheme] = table(
     *fp8.ROWS,
     *fp8_block.ROWS,
 )
+
+
+def register_quantization(scheme: Scheme) -> Scheme:
+    """Add a scheme to ``SCHEMES`` in a running program; every stage and flag then knows its name.
+
+    A row of a family (``GroupQuant("q4f16_g64", 4, 64, "float16")``) or any object with the methods
+    of ``Scheme``. A package does the same with the entry-point group ``mlc_bridge.schemes``. Raises
+    ConfigError when the name is taken.
+    """
+    return SCHEMES.register(scheme)
