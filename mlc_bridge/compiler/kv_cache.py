@@ -68,7 +68,7 @@ def attach_cache(mod: tvm.IRModule, layout: CacheLayout, target: Target) -> tvm.
     params = [relax.Var(f"{name}_", relax.ShapeType([var])) for name, var in size.items()]
     with builder.function("create_tir_paged_kv_cache", params=params):
         added = {
-            name: builder.add_func(func.with_attr("global_symbol", name), name)
+            name: builder.add_func(func.with_attr("global_symbol", f"kv_{name}"), f"kv_{name}")
             for name, func in kernels.items()
         }
         call = relax.call_pure_packed(

@@ -12,13 +12,16 @@ from ``active`` on are padding of the vocabulary and get probability 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tvm
-from tvm import relax, s_tir, te, tirx
+from tvm import relax, te, tirx
 from tvm.script import tirx as T
 from tvm.target import Target
 
 GREEDY = 1e-5
-GPU_THREADS = 256
+WIDTH = 256
 
 
 def attach_softmax(mod: tvm.IRModule, vocab: int, active: int | None) -> tvm.IRModule:
@@ -64,85 +67,113 @@ def _softmax(logits: te.Tensor, temperature: te.Tensor, active: int | None) -> t
     )
 
 
-@T.prim_func(s_tir=True)
-def logit_bias(
-    var_logits: T.handle, var_sequence: T.handle, var_token: T.handle, var_bias: T.handle
-) -> None:
-    T.func_attr({"global_symbol": "apply_logit_bias_inplace", "tirx.noalias": True})
-    batch, vocab, tokens = T.int32(), T.int32(), T.int32()
-    logits = T.match_buffer(var_logits, (batch, vocab), "float32")
-    sequence = T.match_buffer(var_sequence, (tokens,), "int32")
-    token = T.match_buffer(var_token, (tokens,), "int32")
-    bias = T.match_buffer(var_bias, (tokens,), "float32")
-    for i in range(tokens):
-        with T.sblock("update"):
-            at = T.axis.spatial(tokens, i)
-            logits[sequence[at], token[at]] = logits[sequence[at], token[at]] + bias[at]
-
-
-@T.prim_func(s_tir=True)
-def penalty(
-    var_logits: T.handle,
-    var_sequence: T.handle,
-    var_index: T.handle,
-    var_token: T.handle,
-    var_count: T.handle,
-    var_penalties: T.handle,
-) -> None:
-    T.func_attr({"global_symbol": "apply_penalty_inplace", "tirx.noalias": True})
-    batch, vocab, tokens, sequences = T.int32(), T.int32(), T.int32(), T.int32()
-    logits = T.match_buffer(var_logits, (batch, vocab), "float32")
-    sequence = T.match_buffer(var_sequence, (sequences,), "int32")
-    index = T.match_buffer(var_index, (tokens,), "int32")
-    token = T.match_buffer(var_token, (tokens,), "int32")
-    count = T.match_buffer(var_count, (tokens,), "int32")
-    penalties = T.match_buffer(var_penalties, (sequences, 3), "float32")
-    for i in range(tokens):
-        with T.sblock("update"):
-            at = T.axis.spatial(tokens, i)
-            row = T.meta_var(sequence[index[at]])
-            left = T.meta_var(
-                logits[row, token[at]]
-                - penalties[index[at], 0]
-                - T.Cast("float32", count[at]) * penalties[index[at], 1]
-            )
-            # Repetition moves a logit away from zero's positive side, whatever its sign.
-            logits[row, token[at]] = T.if_then_else(
-                left < T.float32(0), left * penalties[index[at], 2], left / penalties[index[at], 2]
-            )
-
-
-@T.prim_func(s_tir=True)
-def bitmask(var_logits: T.handle, var_sequence: T.handle, var_bits: T.handle) -> None:
-    T.func_attr({"global_symbol": "apply_bitmask_inplace", "tirx.noalias": True})
-    batch, vocab, sequences = T.int32(), T.int32(), T.int32()
-    logits = T.match_buffer(var_logits, (batch, vocab), "float32")
-    sequence = T.match_buffer(var_sequence, (sequences,), "int32")
-    bits = T.match_buffer(var_bits, (batch, (vocab + 31) // 32), "int32")
-    for s, v in T.grid(sequences, vocab):
-        with T.sblock("update"):
-            at, word = T.axis.remap("SS", [s, v])
-            row = T.meta_var(sequence[at])
-            logits[row, word] = T.if_then_else(
-                (bits[row, word // 32] >> (word % 32)) & 1 == 1,
-                logits[row, word],
-                T.min_value("float32"),
-            )
-
-
 def attach_logit_processors(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    blocks, threads = (_serial, _serial) if target.kind.name == "llvm" else (_blocks, _threads)
     mod = mod.clone()
-    for func in (logit_bias, penalty, bitmask):
-        ready = func if target.kind.name == "llvm" else _spread(func)
-        mod[str(func.attrs["global_symbol"])] = ready.with_attr("tirx.is_scheduled", True)
+    for kernel in (_logit_bias, _penalty, _bitmask):
+        func = kernel(blocks, threads)
+        mod[str(func.attrs["global_symbol"])] = func
     return mod
 
 
-def _spread(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """One GPU thread per update."""
-    schedule = s_tir.Schedule(func)
-    loops = schedule.get_loops(schedule.get_sblock("update"))
-    grid, block = schedule.split(schedule.fuse(*loops), [None, GPU_THREADS])
-    schedule.bind(grid, "blockIdx.x")
-    schedule.bind(block, "threadIdx.x")
-    return schedule.mod["main"].with_attr("global_symbol", str(func.attrs["global_symbol"]))
+Loop = Callable[[tirx.Expr], Any]
+
+
+def _serial(extent: tirx.Expr) -> Any:
+    return T.serial(extent)
+
+
+def _blocks(extent: tirx.Expr) -> Any:
+    return T.thread_binding(0, extent, "blockIdx.x")
+
+
+def _threads(extent: tirx.Expr) -> Any:
+    return T.thread_binding(0, extent, "threadIdx.x")
+
+
+def _logit_bias(blocks: Loop, threads: Loop) -> tirx.PrimFunc:
+    @T.prim_func(s_tir=True)
+    def logit_bias(
+        var_logits: T.handle, var_sequence: T.handle, var_token: T.handle, var_bias: T.handle
+    ) -> None:
+        T.func_attr({"global_symbol": "apply_logit_bias_inplace", "tirx.is_scheduled": True})
+        batch, vocab, tokens = T.int32(), T.int32(), T.int32()
+        logits = T.match_buffer(var_logits, (batch, vocab), "float32")
+        sequence = T.match_buffer(var_sequence, (tokens,), "int32")
+        token = T.match_buffer(var_token, (tokens,), "int32")
+        bias = T.match_buffer(var_bias, (tokens,), "float32")
+        for i in blocks((tokens + WIDTH - 1) // WIDTH):
+            for j in threads(WIDTH):
+                with T.sblock("update"):
+                    at = T.axis.spatial(tokens, i * WIDTH + j)
+                    T.where(i * WIDTH + j < tokens)
+                    T.reads()
+                    T.writes()
+                    logits[sequence[at], token[at]] = logits[sequence[at], token[at]] + bias[at]
+
+    return logit_bias
+
+
+def _penalty(blocks: Loop, threads: Loop) -> tirx.PrimFunc:
+    @T.prim_func(s_tir=True)
+    def penalty(
+        var_logits: T.handle,
+        var_sequence: T.handle,
+        var_index: T.handle,
+        var_token: T.handle,
+        var_count: T.handle,
+        var_penalties: T.handle,
+    ) -> None:
+        T.func_attr({"global_symbol": "apply_penalty_inplace", "tirx.is_scheduled": True})
+        batch, vocab, tokens, sequences = T.int32(), T.int32(), T.int32(), T.int32()
+        logits = T.match_buffer(var_logits, (batch, vocab), "float32")
+        sequence = T.match_buffer(var_sequence, (sequences,), "int32")
+        index = T.match_buffer(var_index, (tokens,), "int32")
+        token = T.match_buffer(var_token, (tokens,), "int32")
+        count = T.match_buffer(var_count, (tokens,), "int32")
+        penalties = T.match_buffer(var_penalties, (sequences, 3), "float32")
+        for i in blocks((tokens + WIDTH - 1) // WIDTH):
+            for j in threads(WIDTH):
+                with T.sblock("update"):
+                    at = T.axis.spatial(tokens, i * WIDTH + j)
+                    T.where(i * WIDTH + j < tokens)
+                    T.reads()
+                    T.writes()
+                    row = T.meta_var(sequence[index[at]])
+                    logits[row, token[at]] = logits[row, token[at]] - (
+                        penalties[index[at], 0]
+                        + T.Cast("float32", count[at]) * penalties[index[at], 1]
+                    )
+                    # Repetition makes a token less likely whatever the sign of its logit.
+                    logits[row, token[at]] = T.if_then_else(
+                        logits[row, token[at]] < T.float32(0),
+                        logits[row, token[at]] * penalties[index[at], 2],
+                        logits[row, token[at]] / penalties[index[at], 2],
+                    )
+
+    return penalty
+
+
+def _bitmask(blocks: Loop, threads: Loop) -> tirx.PrimFunc:
+    @T.prim_func(s_tir=True)
+    def bitmask(var_logits: T.handle, var_sequence: T.handle, var_bits: T.handle) -> None:
+        T.func_attr({"global_symbol": "apply_bitmask_inplace", "tirx.is_scheduled": True})
+        batch, vocab, sequences = T.int32(), T.int32(), T.int32()
+        logits = T.match_buffer(var_logits, (batch, vocab), "float32")
+        sequence = T.match_buffer(var_sequence, (sequences,), "int32")
+        bits = T.match_buffer(var_bits, (batch, (vocab + 31) // 32), "int32")
+        for i in blocks((sequences * vocab + WIDTH - 1) // WIDTH):
+            for j in threads(WIDTH):
+                with T.sblock("update"):
+                    at = T.axis.spatial(sequences * vocab, i * WIDTH + j)
+                    T.where(i * WIDTH + j < sequences * vocab)
+                    T.reads()
+                    T.writes()
+                    row, word = T.meta_var(sequence[at // vocab]), T.meta_var(at % vocab)
+                    logits[row, word] = T.if_then_else(
+                        (bits[row, word // 32] >> (word % 32)) & 1 == 1,
+                        logits[row, word],
+                        T.min_value("float32"),
+                    )
+
+    return bitmask

@@ -72,13 +72,19 @@ def schedule(target: Target) -> list[Pass]:
     return [dlight.ApplyDefaultSchedule(*tir_schedules.RULES(target))]
 
 
-def plan(unit: Unit) -> list[Pass]:
+def plan_memory() -> list[Pass]:
     return [
         transform.RewriteDataflowReshape(),
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
         transform.StaticPlanBlockMemory(),
+    ]
+
+
+def plan(unit: Unit) -> list[Pass]:
+    return [
+        *plan_memory(),
         passes.metadata({**unit.metadata, "kv_cache": unit.cache.metadata()}, unit.usage),
     ]
 
