@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tool_layouts import gemv_fast_words, marlin_words
 
 from mlc_bridge.packing import (
     AWQ,
@@ -112,44 +113,18 @@ def test_words_of_wrong_shape() -> None:
         type(pack(np.zeros((8, 8), np.uint8), AWQ))(np.zeros((8, 8), np.uint32), AWQ, (8, 8))
 
 
-def gemv_fast(codes: np.ndarray) -> np.ndarray:
-    """llm-awq's packer as its source describes it: two reorderings, then four rows interleaved."""
-    n, k = codes.shape
-    x = codes.reshape(n, k // 32, 4, 4, 2).transpose(0, 1, 3, 2, 4)
-    x = x.reshape(n, k // 8, 4, 2).transpose(0, 1, 3, 2)
-    x = x.reshape(n // 4, 4, k // 64, 64).transpose(0, 2, 1, 3).reshape(n // 4, k // 64, 64, 4)
-    x = x.astype(np.uint16)
-    words = x[..., 0] | x[..., 1] << 4 | x[..., 2] << 8 | x[..., 3] << 12
-    return words.reshape(n // 4, k)
-
-
 @pytest.mark.parametrize("shape", [(4, 64), (8, 128), (12, 64), (524, 1088), (1032, 64), (8, 2176)])
 def test_gemv_fast(shape: tuple[int, int]) -> None:
     codes = np.random.default_rng(5).integers(0, 16, shape, dtype=np.uint8)
-    packed = from_gemv_fast(gemv_fast(codes))
+    packed = from_gemv_fast(gemv_fast_words(codes))
     assert packed.shape == shape
     assert np.array_equal(packed.words, pack(codes, AWQ).words)
-
-
-def marlin(codes: np.ndarray) -> np.ndarray:
-    """Marlin's packer, one code at a time: tiles of 16 x 16, then its permutation of 1024 codes."""
-    n, k = codes.shape
-    tiles = codes.T.reshape(k // 16, 16, n // 16, 16).transpose(0, 2, 1, 3).reshape(-1, 1024)
-    words = np.zeros((len(tiles), 128), np.uint32)
-    for thread in range(32):
-        rows = [2 * (thread % 4) + r for r in (0, 1, 8, 9)]
-        flat = [16 * row + thread // 4 + 8 * half for half in (0, 1) for row in rows]
-        for tile in range(4):
-            for position, i in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
-                code = tiles[:, 256 * tile + flat[i]].astype(np.uint32)
-                words[:, 4 * thread + tile] |= code << np.uint32(4 * position)
-    return words.reshape(k // 16, 2 * n)
 
 
 @pytest.mark.parametrize("shape", [(64, 16), (192, 48), (64, 2064), (4160, 128)])
 def test_marlin(shape: tuple[int, int]) -> None:
     codes = np.random.default_rng(6).integers(0, 16, shape, dtype=np.uint8)
-    packed = from_marlin(marlin(codes))
+    packed = from_marlin(marlin_words(codes))
     assert packed.shape == shape
     assert np.array_equal(packed.words, pack(codes, AWQ).words)
 
