@@ -71,3 +71,19 @@ def test_byte_identical_artifacts(
     home = rewrite(tmp_path / "model", name, symmetric)
     assert detect(Checkpoint.open(home)).name == name.partition(" ")[0]
     assert digest(home, tmp_path / "out") == wanted[symmetric]
+
+
+def test_llm_compressor_wrote_the_same_weights() -> None:
+    """The example was quantized by llm-compressor and repacked for AutoAWQ by another program."""
+    home = Path(__file__).parents[1] / "golden" / "sources" / "llm-compressor" / "awq-layer-0"
+    ckpt, example = Checkpoint.open(home), Checkpoint.open(EXAMPLE)
+    source = detect(ckpt)
+    assert source.name == "compressed-tensors"
+    assert len(source.layers(ckpt)) == 7
+    for layer in source.layers(ckpt):
+        q, wanted = source.read(ckpt, layer), SOURCES["autoawq"].read(example, layer)
+        assert isinstance(q, QTensor)
+        assert isinstance(wanted, QTensor)
+        assert np.array_equal(q.codes.unpack(), wanted.codes.unpack())
+        assert np.array_equal(q.zero.unpack(), wanted.zero.unpack())
+        assert np.array_equal(q.scale, wanted.scale)
