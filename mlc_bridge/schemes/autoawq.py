@@ -35,8 +35,9 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import AWQ, Array, PackedArray, pack, repack
 from mlc_bridge.qtensor import QTensor, constant_zero
+from mlc_bridge.schemes.group_rounding import round_asymmetric
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
-from mlc_bridge.schemes.model_dtype import narrow, narrow_scale
+from mlc_bridge.schemes.model_dtype import narrow_scale
 from mlc_bridge.schemes.regroup import regroup, why_not
 from mlc_bridge.schemes.scheme import Role, Spec
 
@@ -70,27 +71,13 @@ class AutoAWQ:
         }
 
     def quantize(self, w: Array) -> QTensor:
-        """AutoAWQ's asymmetric min/max rounding of ``w`` ``[n, k]``.
-
-        s = max(max - min, 1e-5) / 15,  zero = clip(-round(min / s), 0, 15),
-        code = clip(round(w / s) + zero, 0, 15); every quotient is a float16, as in the tool, and
-        rounds half to even.
-        """
+        """AutoAWQ's asymmetric min/max rounding of ``w`` ``[n, k]``; see ``group_rounding.py``."""
         n, k = w.shape
         self.params(n, k)
         g = self.group or k
-        groups = narrow(w, "float16", "weight").reshape(n, k // g, g)
-        low, high = groups.min(axis=2), groups.max(axis=2)
-        scale = np.maximum(high - low, np.float16(1e-5)) / np.float16(15)
-        zero = np.clip(-np.rint(low / scale), 0, 15)
-        steps = np.rint((groups / scale[..., None]).astype(np.float32))
-        codes = np.clip(steps + zero[..., None], 0, 15)
-        return QTensor(
-            codes=pack(codes.reshape(n, k).astype(np.uint8), AWQ),
-            scale=np.ascontiguousarray(scale.T).T,
-            zero=pack(zero.astype(np.uint8), AWQ),
-            block=(1, g),
-        )
+        codes, scale, zero = round_asymmetric(w, g)
+        scale = np.ascontiguousarray(scale.T).T
+        return QTensor(pack(codes, AWQ), scale, pack(zero, AWQ), (1, g))
 
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
         """Exact, or CannotExpress; words of this packing are passed through as they are."""

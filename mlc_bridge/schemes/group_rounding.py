@@ -1,11 +1,15 @@
-"""MLC's symmetric group rounding, in the arithmetic of the model dtype, at memory-like speed.
+"""The rounding of MLC's converter and of AutoAWQ, in the arithmetic of their dtypes, fast.
 
-    s = max|w| / m          code = clamp(round(w / s + m), 0, 2m)          m = 2^(bits-1) - 1
+Over groups of g consecutive input columns; ``round`` is half to even::
 
-over groups of g consecutive input columns. ``round`` is half to even. MLC's converter computes this
-in the model dtype on a CPU, and so do we, bit for bit: float16 rounds after the division and after
-the addition; bfloat16 runs in float32 and rounds the stored scale only; a group whose scale is 0
-has codes 0, or 2m where w > 0.
+    MLC      s = max|w| / m                      code = clamp(round(w / s + m), 0, 2m)
+             m = 2^(bits-1) - 1
+    AutoAWQ  s = max(max w - min w, 1e-5) / 15   code = clamp(round(w / s) + zero, 0, 15)
+             zero = clamp(-round(min w / s), 0, 15)
+
+MLC's converter computes in the model dtype on a CPU, and so do we, bit for bit: float16 rounds
+after the division and after the addition; bfloat16 runs in float32 and rounds the stored scale
+only; a group whose scale is 0 has codes 0, or 2m where w > 0. AutoAWQ computes in float16.
 
 numpy's own float16 conversions take 1.2 to 1.5 ns an element, more than everything else here, so
 they are done on float32 bit patterns: a float16 is the float32 with 13 fewer bits of mantissa.
@@ -44,7 +48,7 @@ def round_groups(
     rows = max(1, _BLOCK // width)
     m, half = 2 ** (bits - 1) - 1, dtype == "float16" and not wide
     for at in range(0, n, rows):
-        block = w[at : at + rows]
+        block = np.ascontiguousarray(w[at : at + rows])
         if width != k:
             block = np.pad(block, ((0, 0), (0, width - k)))
         x = _values(block, dtype)
@@ -53,14 +57,47 @@ def round_groups(
     return codes, scale
 
 
+def round_asymmetric(w: Array, group: int) -> tuple[Array, Array, Array]:
+    """AutoAWQ's codes uint8 ``[n, k]``, scales float16 and zeros uint8 ``[n, k/group]``.
+
+    ``group`` divides k. Raises CannotExpress as ``round_groups`` does.
+    """
+    n, k = w.shape
+    codes = np.empty((n, k), np.uint8)
+    scales = np.empty((n, k // group), np.float16)
+    zeros = np.empty((n, k // group), np.uint8)
+    rows = max(1, _BLOCK // k)
+    for at in range(0, n, rows):
+        groups = _values(np.ascontiguousarray(w[at : at + rows]), "float16").reshape(
+            -1, k // group, group
+        )
+        low, high = groups.min(axis=2), groups.max(axis=2)
+        _refuse_unusable(np.maximum(np.abs(low), np.abs(high)), "float16")
+        gap = high.astype(np.float16) - low.astype(np.float16)
+        scale = np.maximum(gap, np.float16(1e-5)) / np.float16(15)
+        zero = np.clip(-np.rint(low.astype(np.float16) / scale), 0, 15).astype(np.float32)
+        q = groups / scale.astype(np.float32)[..., None]
+        _to_half(q)
+        np.rint(q, out=q)
+        q += zero[..., None]
+        np.clip(q, 0, 15, out=q)
+        here = slice(at, at + rows)
+        codes[here], scales[here], zeros[here] = q.reshape(-1, k), scale, zero
+    return codes, scales, zeros
+
+
+def _refuse_unusable(most: Array, dtype: str) -> None:
+    if not most.max(initial=0) < (_F16_FIRST_INF if dtype == "float16" else np.inf):
+        reason = f"a weight is infinite, NaN or too large for {dtype}"
+        raise CannotExpress("weight", dtype, reason, todo="Look at the float checkpoint")
+
+
 def _round_block(
     x: Array, group: int, m: int, dtype: str, half: bool, wide_scale: bool
 ) -> tuple[Array, Array]:
     """Codes ``[groups, group]`` and scales of one block of values."""
     most = _group_max(x, group)
-    if not most.max(initial=0) < (_F16_FIRST_INF if dtype == "float16" else np.inf):
-        reason = f"a weight is infinite, NaN or too large for {dtype}"
-        raise CannotExpress("weight", dtype, reason, todo="Look at the float checkpoint")
+    _refuse_unusable(most, dtype)
     wide = most / np.float32(m)
     stored = wide.astype(NUMPY_DTYPES[dtype])
     scale = (wide if wide_scale else stored.astype(np.float32)).reshape(-1, 1)
@@ -90,15 +127,24 @@ def _values(block: Array, dtype: str) -> Array:
         x = bits.view(np.float32)
         x *= _EXPONENT_GAP
         return x
-    x = block.astype(np.float32)
+    x = _float32(block)
     if dtype == "bfloat16" and block.dtype != NUMPY_DTYPES[dtype]:
         return x.astype(NUMPY_DTYPES[dtype]).astype(np.float32)
     if dtype == "float16":
-        tiny = np.abs(x) < _F16_TINY
-        subnormal = (x[tiny] + _F16_STEP_MAGIC) - _F16_STEP_MAGIC
+        tiny = np.flatnonzero(np.abs(x) < _F16_TINY)
+        subnormal = (x.ravel()[tiny] + _F16_STEP_MAGIC) - _F16_STEP_MAGIC
         _to_half(x)
-        x[tiny] = subnormal
+        x.ravel()[tiny] = subnormal
     return x
+
+
+def _float32(block: Array) -> Array:
+    """A float32 copy; bfloat16 is the upper half of one."""
+    if block.dtype != NUMPY_DTYPES["bfloat16"]:
+        return block.astype(np.float32)
+    bits = block.view(np.uint16).astype(np.uint32)
+    bits <<= np.uint32(16)
+    return bits.view(np.float32)
 
 
 def _to_half(x: Array) -> None:
