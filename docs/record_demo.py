@@ -1,6 +1,6 @@
 """Runs the commands of `make demo` and draws what they print as docs/demo.svg.
 
-    python docs/record_demo.py
+python docs/record_demo.py
 """
 
 from __future__ import annotations

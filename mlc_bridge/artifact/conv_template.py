@@ -67,7 +67,7 @@ def derive(source: ChatTemplate) -> Derived:
 
 
 def _begin_tokens(source: ChatTemplate) -> tuple[tuple[str, int] | None, ...]:
-    """MLC's begin token, or (also tried when tokens then differ) the token as text of the prompt."""
+    """MLC's begin token, or (tried too, where tokens then differ) the token as text."""
     printed = source.bos is not None and source.render(_chat(U)).startswith(source.bos[0])
     return (source.bos, None) if printed else (None,)
 

@@ -16,7 +16,7 @@ from mlc_bridge.cli import show
 from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
 from mlc_bridge.cli.flags import job_command
 from mlc_bridge.cli.progress import Bars
-from mlc_bridge.stages.build import BuildJob, BuildPlan, BuildReport, build
+from mlc_bridge.stages.build import BuildJob, BuildPlan, BuildReport, build, by_backend
 from mlc_bridge.stages.calibrate import CalibrateJob, CalibrateReport, calibrate
 from mlc_bridge.stages.compile import CompileJob, compile_model
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
@@ -68,15 +68,20 @@ def _root(
     """Every command takes --traceback, which shows where an error came from."""
 
 
+BACKEND = {"backend": "embedded, or mlc_llm: MLC LLM's own tools. [default: embedded]"}
+RECIPE = {"config": "Recipe with these flags as YAML keys (configs/deploy); flags win over it."}
+
+
 def _stage(name: str, job: type, stage: Callable[..., Any], doc: str, *aliases: str) -> None:
     """Register a command that runs one stage and prints its report."""
 
     def call(given: dict[str, Any]) -> None:
+        chosen = by_backend(given.pop("backend", None), stage)
         with Bars() as progress:
-            found = stage(job(**given), progress)
+            found = chosen(job(**given), progress)
         SHOW.get(name, show.report)(f"{name}: done", found)
 
-    command = guarded(job_command(job, call, doc))
+    command = guarded(job_command(job, call, doc, BACKEND))
     app.command(name)(command)
     for alias in aliases:
         app.command(alias, hidden=True)(command)
@@ -150,7 +155,10 @@ def _show_build(found: BuildReport) -> None:
     show.notes(found.convert.findings)
 
 
-def _show_calibration(title: str, found: CalibrateReport) -> None:
+def _show_calibration(title: str, found: CalibrateReport | Path) -> None:
+    if isinstance(found, Path):  # MLC LLM's own calibration gives no report
+        show.rows(title, [("output", found)])
+        return
     show.report(title, found)
     show.table(
         ("layer", "amax", "scale", "saturated %", "looks wrong"),
@@ -196,14 +204,7 @@ def _build(given: dict[str, Any]) -> None:
 
 
 app.command("build")(
-    guarded(
-        job_command(
-            BuildJob,
-            _build,
-            "gen-config, convert and compile in one go.",
-            recipe="Recipe with these flags as YAML keys (configs/deploy); flags win over it.",
-        )
-    )
+    guarded(job_command(BuildJob, _build, "gen-config, convert and compile in one go.", RECIPE))
 )
 
 

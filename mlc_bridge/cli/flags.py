@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -31,6 +31,7 @@ HELP = {
     "tensor_parallel_shards": "Devices that share one model.",
     "device": "Device to compile for: auto, cpu, cuda.",
     "target": "Target of another machine, as JSON or a tag; overrides --device.",
+    "backend": "embedded, or mlc_llm: MLC LLM's own tools.",
     "dump": "Directory for the module after each phase.",
     "threads": "Threads to use.",
     "model_lib": "Compiled library; default is lib.so in the model directory.",
@@ -45,12 +46,18 @@ HELP = {
 
 
 def job_command(
-    job: type, run: Callable[[dict[str, Any]], None], doc: str, *, recipe: str = ""
+    job: type,
+    run: Callable[[dict[str, Any]], None],
+    doc: str,
+    more: Mapping[str, str] | None = None,
 ) -> Callable[..., None]:
     """A typer command whose flags are the fields of ``job``; ``run`` gets those that were given.
 
-    With ``recipe`` (its help text) there is also ``--config FILE``, and nothing must be given.
+    ``more``: further text flags and their help. With ``config`` among them (a recipe) nothing else
+    must be given.
     """
+    more = more or {}
+    recipe = "config" in more
     hints = get_type_hints(job)
     fields = dataclasses.fields(job)
 
@@ -66,10 +73,10 @@ def job_command(
         )
         for field in fields
     ]
-    if recipe:
-        hint = Annotated[str | None, typer.Option("--config", help=recipe, show_default=False)]
+    for name, text in more.items():
+        hint = Annotated[str | None, typer.Option(f"--{name}", help=text, show_default=False)]
         kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter("config", kind, default=None, annotation=hint))
+        parameters.append(inspect.Parameter(name, kind, default=None, annotation=hint))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = doc
     return command

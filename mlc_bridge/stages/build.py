@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -47,6 +47,7 @@ from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.weight_plan import WeightPlan
 
 LIB_NAME = "lib.so"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class BuildJob:
     max_batch_size: int | None = None
     calibration_dataset: str | None = None
     num_calibration_samples: int = 16
+    backend: str = "embedded"
 
     @classmethod
     def from_recipe(cls, recipe: str | Path | None, **given: Any) -> BuildJob:
@@ -167,14 +169,15 @@ def _weights(
     """Config and weights, with the plan announced between the two."""
     scheme = CALIBRATING if job.calibration_dataset else job.quantization
     with _timed(times, "gen-config"):
-        config = gen_config(_part(GenConfigJob, job, output=work, quantization=scheme), progress)
+        wish = _part(GenConfigJob, job, output=work, quantization=scheme)
+        config = by_backend(job.backend, gen_config)(wish, progress)
         convert = _part(ConvertJob, job, output=work, quantization=config.config.quantization)
         found = plan_weights(convert)
         _check_dataset(job, found)
         plan = _plan(job, config, found)
     announce(plan)
     with _timed(times, "convert"):
-        converted = convert_weight(convert, progress)
+        converted = by_backend(job.backend, convert_weight)(convert, progress)
     return config, converted, plan
 
 
@@ -199,7 +202,7 @@ def _calibrate(
 
 def _compile(job: BuildJob, work: Path, progress: Progress) -> CompileReport:
     wish = _part(CompileJob, job, model_dir=work, output=work / LIB_NAME)
-    return compile_model(wish, progress)
+    return by_backend(job.backend, compile_model)(wish, progress)
 
 
 def _check_dataset(job: BuildJob, plan: WeightPlan) -> None:
@@ -221,6 +224,18 @@ def _uncalibrated(scheme: str, why: str) -> ConfigError:
         f"{scheme} needs activation scales, and {why}",
         todo="Give --calibration-dataset FILE, or choose e5m2_e5m2_f16, which needs none",
     )
+
+
+def by_backend(backend: str | None, stage: Callable[..., T]) -> Callable[..., T]:
+    """``stage`` itself, or the one of the same name that drives MLC LLM (``mlc_llm``)."""
+    if backend in (None, "embedded"):
+        return stage
+    if backend != "mlc_llm":
+        raise ConfigError("unknown backend", found=repr(backend), expected="embedded or mlc_llm")
+    from mlc_bridge import upstream
+
+    found: Callable[..., T] = getattr(upstream, stage.__name__)
+    return found
 
 
 def _part(kind: Any, job: BuildJob, **other: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -72,6 +73,22 @@ def test_bad_input_is_one_paragraph_and_exit_2(
     for word in words:
         assert word in error[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["gen-config", "convert", "build"])
+def test_backend_mlc_llm_says_what_to_install(
+    example_float: Path, tmp_path: Path, command: str
+) -> None:
+    if importlib.util.find_spec("mlc_llm"):
+        pytest.skip("MLC LLM is installed")
+    flags = ("--backend", "mlc_llm", "--quantization", "q0f16", "-o", "out")
+    if command != "convert":
+        flags += ("--conv-template", "chatml")
+    ran = run(command, example_float, *flags, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "mlc-llm-nightly" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert run(command, example_float, *flags[2:], "--backend", "x", cwd=tmp_path).returncode == 2
 
 
 def test_wrong_flags_are_exit_2() -> None:
