@@ -1,7 +1,7 @@
 """Every error a user can cause or meet, each naming what, where, found, expected and what to do.
 
     BridgeError                      exit code 2
-    ├── SourceError                  the checkpoint: truncated, missing or ill-shaped tensors, unsafe names
+    ├── SourceError                  the checkpoint: truncated, missing or ill-shaped tensors
     │   └── UnknownFormat            no source, or more than one, matches the checkpoint
     ├── CannotExpress                the scheme cannot hold this tensor exactly
     ├── ConfigError                  config.json, chat template, recipe or flag values
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 
 class BridgeError(Exception):
-    """One paragraph for the user: ``what`` went wrong ``where``, ``found`` / ``expected``, ``todo``."""
+    """One paragraph for the user: ``what`` is wrong ``where``, ``found``, ``expected``, ``todo``."""
 
     def __init__(
         self,
