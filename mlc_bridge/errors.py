@@ -5,7 +5,7 @@
     │   └── UnknownFormat            no source, or more than one, matches the checkpoint
     ├── CannotExpress                the scheme cannot hold this tensor exactly
     ├── ConfigError                  config.json, chat template, recipe or flag values
-    ├── ArtifactError                an MLC model directory: missing, damaged, not writable, lib of another build
+    ├── ArtifactError                an MLC directory: missing, damaged, not writable, foreign lib
     ├── CompileError                 target or toolchain cannot build the model
     ├── EngineError                  a request the loaded model cannot serve
     │   └── ContextOverflow          prompt plus answer exceed the context window
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 
 class BridgeError(Exception):
-    """One paragraph for the user: ``what`` is wrong ``where``, ``found``, ``expected``, ``todo``."""
+    """One paragraph: ``what`` is wrong ``where``, ``found``, ``expected`` and what ``todo``."""
 
     def __init__(
         self,
