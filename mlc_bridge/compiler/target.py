@@ -68,6 +68,13 @@ def cpu_features(cpuinfo: str | None = None) -> list[str]:
     return sorted(names)
 
 
+def kernel_flags(target: Target) -> list[str]:
+    """The /proc/cpuinfo names of the features that code for ``target`` may use."""
+    theirs = {RENAMED.get(flag, flag): flag for flag in X86} | {v: k for k, v in ARM.items()}
+    wanted = {str(f)[1:] for f in target.attrs.get("mattr", ()) if str(f).startswith("+")}
+    return sorted(flag for ours, flag in theirs.items() if ours in wanted)
+
+
 def host_target() -> Target:
     """LLVM for this very machine."""
     features = cpu_features()
@@ -78,6 +85,10 @@ def host_target() -> Target:
     if features:
         options["mcpu"] = "x86-64" if machine == "x86_64" else "generic"
         options["mattr"] = [f"+{name}" for name in features]
+    if "avx512vnni" in features:
+        # Tuning: else LLVM splits vpdpwssd into two instructions, a third more of them in the
+        # 4-bit kernels.
+        options["mattr"].append("+fast-dpwssd")
     return Target(options)
 
 

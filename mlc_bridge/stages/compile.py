@@ -110,7 +110,7 @@ def plan(job: CompileJob, target: Target) -> Unit:
     return Unit(
         mod=mod,
         cache=cache_layout(graph.spec, scheme),
-        metadata=lib_metadata(chat, arch, config, scheme),
+        metadata=lib_metadata(chat, arch, config, scheme, target),
         chunk=config.prefill_chunk_size,
         vocab=config.vocab_size,
         bounds={
@@ -144,10 +144,11 @@ def cache_layout(spec: DecoderSpec, scheme: Scheme) -> CacheLayout:
 
 
 def lib_metadata(
-    chat: ChatConfig, arch: Arch, config: ModelConfig, scheme: Scheme
+    chat: ChatConfig, arch: Arch, config: ModelConfig, scheme: Scheme, target: Target
 ) -> dict[str, Any]:
     """The lib's ``_metadata``, but for the memory usage that the compiler adds."""
     from mlc_bridge import __version__
+    from mlc_bridge.compiler.target import kernel_flags
 
     params = [
         (f"{weight.path}.{suffix}", spec.shape, spec.dtype)
@@ -175,5 +176,6 @@ def lib_metadata(
         "mlc_bridge": {
             "version": __version__,
             "fingerprint": fingerprint(chat.model_type, config.asdict(), params),
+            "cpu_flags": kernel_flags(target),
         },
     }

@@ -1,8 +1,8 @@
 """Checkpoint directory -> loaded lib and the Hugging Face model it must agree with.
 
-The road is the user's: ``convert_weight`` writes the artifact, ``compile`` reads only its config. The
-reference is the Hugging Face model in float32, with every weight replaced by what the artifact holds
-(the scheme's numpy ``decode``), so that quantization itself is no part of the difference.
+The road is the user's: ``convert_weight`` writes the artifact, ``compile`` reads only its config.
+The reference is the Hugging Face model in float32, with every weight replaced by what the artifact
+holds (the scheme's numpy ``decode``), so that quantization itself is no part of the difference.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ def write_decoded(
     return out
 
 
-def decoded(
-    weight: Weight, config: ModelConfig, scheme: Scheme, cache: TensorCache
-) -> list[Array]:
+def decoded(weight: Weight, config: ModelConfig, scheme: Scheme, cache: TensorCache) -> list[Array]:
     """The weight as the artifact holds it, float32 ``[n, k]`` (a norm: ``[n]``), per expert."""
     suffixes = parameters(weight, scheme, config.float_layers)
     arrays = {s: cache.array(f"{weight.path}.{s}") for s in suffixes if s != "bias"}

@@ -26,7 +26,9 @@ class Lib:
         self.vm = relax.VirtualMachine(executable, self.device)
         self.params = [tvm.runtime.tensor(params[name], self.device) for name in names]
 
-    def cache(self, sequences: int = 1, total: int = 1024, chunk: int = 256, window: int = 0) -> Any:
+    def cache(
+        self, sequences: int = 1, total: int = 1024, chunk: int = 256, window: int = 0
+    ) -> Any:
         kv = self.vm["create_tir_paged_kv_cache"](
             *(ShapeTuple([n]) for n in (sequences, total, chunk, PAGE, int(window > 0)))
         )

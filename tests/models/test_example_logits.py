@@ -24,9 +24,7 @@ POSITIONS = 64
 
 @pytest.fixture(scope="module")
 def prompts(examples: Path) -> list[list[int]]:
-    tokenizer = tokenizers.Tokenizer.from_file(
-        str(examples / "stdlib-llama-7m" / "tokenizer.json")
-    )
+    tokenizer = tokenizers.Tokenizer.from_file(str(examples / "stdlib-llama-7m" / "tokenizer.json"))
     ids = [tokenizer.encode(text).ids for text in PROMPTS]
     return [(i * (POSITIONS // len(i) + 1))[:POSITIONS] for i in ids]
 
@@ -74,7 +72,12 @@ def test_awq_distribution(built: Build, examples: Path, prompts: list[list[int]]
     [("stdlib-llama-7m", "q0f32", 1e-4), ("stdlib-llama-7m-awq", "q4f16_autoawq", 5e-2)],
 )
 def test_every_way_to_the_same_logits(
-    built: Build, examples: Path, prompts: list[list[int]], folder: str, scheme: str, tolerance: float
+    built: Build,
+    examples: Path,
+    prompts: list[list[int]],
+    folder: str,
+    scheme: str,
+    tolerance: float,
 ) -> None:
     """Chunks of a prompt = the prompt at once = token by token = in a batch with others."""
     model = built(examples / folder, scheme)
