@@ -9,6 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from mlc_bridge.errors import SourceError
@@ -219,3 +221,24 @@ def test_directory_without_weights(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.safetensors", TWO)
     with pytest.raises(SourceError, match="several weight files"):
         Checkpoint.open(tmp_path)
+
+
+@settings(
+    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_no_damage_escapes_as_another_error(tmp_path: Path, data: st.DataObject) -> None:
+    """Bytes of a real file changed, removed or inserted: it is read within bounds, or refused."""
+    whole = bytearray(len(json.dumps(TWO)).to_bytes(8, "little") + json.dumps(TWO).encode())
+    whole += bytes(32)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(whole) - 1))
+        new = data.draw(st.sampled_from([b"", b"0", b"9", b"-", b'"', b"]", b"\xff", b"\x00\x01"]))
+        whole[at : at + data.draw(st.integers(0, 2))] = new
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    try:
+        ckpt = Checkpoint.open(tmp_path)
+    except SourceError:
+        return
+    for name in ckpt.names:
+        assert ckpt.tensor(name).nbytes <= len(whole)
