@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlc_bridge.models import MODELS
     from mlc_bridge.schemes import SCHEMES
     from mlc_bridge.sources import SOURCES
+    from mlc_bridge.stages.bench import BenchJob, BenchReport, bench
     from mlc_bridge.stages.build import BuildJob, BuildReport, build
     from mlc_bridge.stages.calibrate import CalibrateJob, CalibrateReport, calibrate
     from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
     from mlc_bridge.stages.inspect_artifact import CheckJob, check_artifact, inspect_artifact
     from mlc_bridge.stages.inspect_checkpoint import InspectJob, inspect_checkpoint
+    from mlc_bridge.stages.verify import VerifyJob, VerifyReport, verify
 
 _HOMES = {
     "mlc_bridge.engine.engine": ("MLCEngine",),
     "mlc_bridge.models": ("MODELS",),
     "mlc_bridge.schemes": ("SCHEMES",),
     "mlc_bridge.sources": ("SOURCES",),
+    "mlc_bridge.stages.bench": ("BenchJob", "BenchReport", "bench"),
     "mlc_bridge.stages.build": ("BuildJob", "BuildReport", "build"),
     "mlc_bridge.stages.calibrate": ("CalibrateJob", "CalibrateReport", "calibrate"),
     "mlc_bridge.stages.compile": ("CompileJob", "CompileReport", "compile_model"),
@@ -41,6 +44,7 @@ _HOMES = {
     "mlc_bridge.stages.gen_config": ("GenConfigJob", "GenConfigReport", "gen_config"),
     "mlc_bridge.stages.inspect_artifact": ("CheckJob", "check_artifact", "inspect_artifact"),
     "mlc_bridge.stages.inspect_checkpoint": ("InspectJob", "inspect_checkpoint"),
+    "mlc_bridge.stages.verify": ("VerifyJob", "VerifyReport", "verify"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -48,6 +52,8 @@ __all__ = [
     "MODELS",
     "SCHEMES",
     "SOURCES",
+    "BenchJob",
+    "BenchReport",
     "BuildJob",
     "BuildReport",
     "CalibrateJob",
@@ -61,6 +67,9 @@ __all__ = [
     "GenConfigReport",
     "InspectJob",
     "MLCEngine",
+    "VerifyJob",
+    "VerifyReport",
+    "bench",
     "build",
     "calibrate",
     "check_artifact",
@@ -69,6 +78,7 @@ __all__ = [
     "gen_config",
     "inspect_artifact",
     "inspect_checkpoint",
+    "verify",
 ]
 
 

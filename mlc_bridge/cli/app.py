@@ -16,6 +16,8 @@ from mlc_bridge.cli import show
 from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
 from mlc_bridge.cli.flags import job_command
 from mlc_bridge.cli.progress import Bars
+from mlc_bridge.errors import ArtifactError
+from mlc_bridge.stages.bench import BenchJob, bench
 from mlc_bridge.stages.build import BuildJob, BuildPlan, BuildReport, build, by_backend
 from mlc_bridge.stages.calibrate import CalibrateJob, CalibrateReport, calibrate
 from mlc_bridge.stages.compile import CompileJob, compile_model
@@ -34,6 +36,7 @@ from mlc_bridge.stages.inspect_checkpoint import (
     InspectJob,
     inspect_checkpoint,
 )
+from mlc_bridge.stages.verify import VerifyJob, verify
 
 app = typer.Typer(
     name="mlc-bridge",
@@ -294,6 +297,56 @@ def _check(given: dict[str, Any]) -> None:
 app.command("check")(
     guarded(job_command(CheckJob, _check, "Check an MLC directory before an engine starts."))
 )
+
+
+def _verify(given: dict[str, Any]) -> None:
+    job = VerifyJob(**given)
+    with Bars() as progress:
+        found = verify(job, progress)
+    show.rows(
+        "verified" if found.passed else "NOT verified",
+        [
+            ("positions", found.tokens),
+            ("KL divergence", f"{found.kl:.3g} nats, {found.kl_max:.3g} at most"),
+            ("top-1 agreement", f"{found.top1:.2%}"),
+            ("perplexity", f"{found.perplexity:.3f}, reference {found.reference_perplexity:.3f}"),
+            ("logits differ by", f"{found.logit_difference:.3g} at most"),
+        ],
+    )
+    if not found.passed:
+        raise ArtifactError(
+            "the compiled model does not say what the checkpoint says",
+            where=job.model_dir,
+            found=f"KL {found.kl:.3g}",
+            expected=f"at most {job.max_kl:g}",
+            todo="Compile again; if the checkpoint was re-quantized, allow more with --max-kl",
+        )
+
+
+def _bench(given: dict[str, Any]) -> None:
+    with Bars() as progress:
+        found = bench(BenchJob(**given), progress)
+    show.rows(
+        "bench",
+        [
+            ("device", f"{found.device}, {found.threads} threads"),
+            ("weights per step", show.size(found.nbytes)),
+        ],
+    )
+    show.table(
+        ("", "min", "median", "max", "weights read"),
+        [
+            (x.name, f"{x.min:.1f}", f"{x.median:.1f} tokens/s", f"{x.max:.1f}",
+             f"{x.read:.1f} GB/s" if x.read else "")
+            for x in found.speeds
+        ],
+    )  # fmt: skip
+
+
+app.command("verify")(
+    guarded(job_command(VerifyJob, _verify, "Compare a compiled model with its checkpoint."))
+)
+app.command("bench")(guarded(job_command(BenchJob, _bench, "Measure a compiled model's speed.")))
 
 
 @app.command("doctor")

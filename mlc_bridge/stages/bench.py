@@ -1,0 +1,120 @@
+"""``bench``: how fast a compiled model is on this machine, min / median / max of several runs.
+
+    prefill   tokens of one prompt per second, from an empty cache
+    decode    tokens per second of all sequences together, one token each per step, after a prompt
+    read      bytes of weights per decoded step (without the embedding, of which a step reads a row)
+              and second: what the memory has to deliver
+
+Sampling, tokenizer and chat template are left out. Run it on an idle machine: TVM's threads wait
+for each other, so anything else on the cores shows at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from mlc_bridge.artifact.tensor_cache import read_index
+from mlc_bridge.engine.runtime import Runtime
+from mlc_bridge.engine.threads import start_pool
+from mlc_bridge.stages.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class BenchJob:
+    """``batch``: sequences in the second decode measurement (1 leaves it out)."""
+
+    model_dir: str | Path
+    model_lib: str | Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    prompt_tokens: int = 512
+    decode_tokens: int = 64
+    batch: int = 4
+    repeats: int = 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second: slowest, median, fastest run; ``read`` in GB/s at the median."""
+
+    name: str
+    min: float
+    median: float
+    max: float
+    read: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    threads: int
+    device: str
+    nbytes: int
+    speeds: tuple[Speed, ...]
+
+
+def bench(job: BenchJob, progress: Progress = silent) -> BenchReport:
+    """Measure. Raises what the artifact and the engine raise."""
+    with ThreadPoolExecutor(1) as own_thread:  # TVM keeps one pool per calling thread
+        return own_thread.submit(_bench, job, progress).result()
+
+
+def _bench(job: BenchJob, progress: Progress) -> BenchReport:
+    threads = start_pool(job.threads)
+    runtime = Runtime.open(job.model_dir, job.model_lib, device=job.device, mode="server")
+    limits = runtime.limits
+    prompt = min(job.prompt_tokens, limits.prefill_chunk, limits.context_window - job.decode_tokens)
+    nbytes = _read_per_step(job.model_dir)
+    ids = np.random.default_rng(0).integers(0, runtime.vocab_size, prompt).tolist()
+    speeds = []
+    steps: list[tuple[str, Callable[[], float], bool]] = [
+        (f"prefill, {prompt} tokens", partial(_prefill, runtime, ids), False)
+    ]
+    for count in dict.fromkeys((1, min(job.batch, limits.max_batch))):
+        name = f"decode, {count} sequence{'s' * (count > 1)}"
+        steps.append((name, partial(_decode, runtime, ids, count, job.decode_tokens), True))
+    for done, (name, run, decoding) in enumerate(steps):
+        progress("bench", done, len(steps))
+        run()  # pages touched, frequencies up
+        rates = [run() for _ in range(job.repeats)]
+        batch = int(name.split()[1]) if decoding else 1
+        read = median(rates) / batch * nbytes / 1e9 if decoding else None
+        speeds.append(Speed(name, min(rates), median(rates), max(rates), read))
+    progress("bench", len(steps), len(steps))
+    return BenchReport(threads, str(runtime.library.device), nbytes, tuple(speeds))
+
+
+def _read_per_step(directory: str | Path) -> int:
+    """Bytes of all weights but a separate embedding."""
+    records = read_index(directory).records
+    tied = not any(name.startswith("lm_head.") for name in records)
+    return sum(r.nbytes for name, r in records.items() if tied or "embed_tokens" not in name)
+
+
+def _prefill(runtime: Runtime, ids: list[int]) -> float:
+    runtime.add(0)
+    start = time.perf_counter()
+    runtime.prefill([0], [ids])
+    seconds = time.perf_counter() - start
+    runtime.clear()
+    return len(ids) / seconds
+
+
+def _decode(runtime: Runtime, ids: list[int], sequences: int, tokens: int) -> float:
+    numbers = list(range(sequences))
+    for number in numbers:
+        runtime.add(number)
+        runtime.prefill([number], [ids[:32]])
+    start = time.perf_counter()
+    for step in range(tokens):
+        runtime.decode(numbers, [ids[step % len(ids)]] * sequences)
+    seconds = time.perf_counter() - start
+    runtime.clear()
+    return sequences * tokens / seconds

@@ -1,0 +1,230 @@
+"""``verify``: does the compiled model say what the checkpoint says?
+
+Both read the same windows of text. The reference is Hugging Face transformers in float32 with the
+checkpoint's weights, dequantized by its source; the other side is the lib of the MLC directory.
+Compared at every position, over the whole vocabulary:
+
+    KL = mean sum_v p(v) (log p(v) - log q(v)),   p the reference, q the lib, in nats
+    top-1 agreement, perplexity of both, largest difference of two logits
+
+Needs torch and transformers (the extra ``torch``) and memory for the float32 model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
+from mlc_bridge.engine.runtime import Runtime
+from mlc_bridge.engine.threads import start_pool
+from mlc_bridge.errors import ConfigError, MissingDependency
+from mlc_bridge.packing import Array
+from mlc_bridge.qtensor import QTensor
+from mlc_bridge.sources import Checkpoint, detect
+from mlc_bridge.sources.hub import resolve
+from mlc_bridge.stages.progress import Progress, silent
+
+TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
+
+
+@dataclass(frozen=True)
+class VerifyJob:
+    """``model_dir``: an MLC directory with lib; ``checkpoint``: what it was made from.
+
+    ``text``: a file to read (default: modules of the Python library); ``tokens`` of it are compared
+    in windows of ``window``. ``max_kl``: what still passes, in nats.
+    """
+
+    model_dir: str | Path
+    checkpoint: str | Path
+    text: str | Path | None = None
+    tokens: int = 2048
+    window: int = 512
+    max_kl: float = 1e-3
+    model_lib: str | Path | None = None
+    source_format: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Means over ``tokens`` positions; ``kl`` in nats, ``top1`` a share of 0..1."""
+
+    tokens: int
+    kl: float
+    kl_max: float
+    top1: float
+    perplexity: float
+    reference_perplexity: float
+    logit_difference: float
+    passed: bool
+
+
+@dataclass
+class _Sums:
+    count: int = 0
+    kl: float = 0.0
+    kl_max: float = 0.0
+    equal: int = 0
+    loss: float = 0.0
+    reference_loss: float = 0.0
+    predicted: int = 0
+    difference: float = 0.0
+
+    def add(self, ours: Array, theirs: Array, ids: Array) -> None:
+        """Logits ``[n, vocab]`` of both for one window of ids ``[n]``."""
+        p, q = _log_softmax(theirs), _log_softmax(ours)
+        kl = (np.exp(p) * (p - q)).sum(axis=1)
+        self.count += len(ids)
+        self.kl += float(kl.sum())
+        self.kl_max = max(self.kl_max, float(kl.max()))
+        self.equal += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
+        rows = np.arange(len(ids) - 1)
+        self.loss -= float(q[rows, ids[1:]].sum())
+        self.reference_loss -= float(p[rows, ids[1:]].sum())
+        self.predicted += len(ids) - 1
+        self.difference = max(self.difference, float(np.abs(ours - theirs).max()))
+
+
+def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
+    """Compare. Raises ``MissingDependency``, and what checkpoint, artifact or engine raise."""
+    _require_torch()
+    windows = _windows(job)
+    reference = _Reference(job)
+    sums = _Sums()
+    with ThreadPoolExecutor(1) as own_thread:  # TVM keeps one pool per calling thread
+        ours = own_thread.submit(_Ours, job).result()
+        for done, ids in enumerate(windows):
+            progress("verify", done, len(windows))
+            sums.add(own_thread.submit(ours.logits, ids).result(), reference.logits(ids), ids)
+    progress("verify", len(windows), len(windows))
+    kl = sums.kl / sums.count
+    return VerifyReport(
+        tokens=sums.count,
+        kl=kl,
+        kl_max=sums.kl_max,
+        top1=sums.equal / sums.count,
+        perplexity=math.exp(sums.loss / sums.predicted),
+        reference_perplexity=math.exp(sums.reference_loss / sums.predicted),
+        logit_difference=sums.difference,
+        passed=kl <= job.max_kl,
+    )
+
+
+class _Ours:
+    """The compiled model; lives in one thread."""
+
+    def __init__(self, job: VerifyJob) -> None:
+        start_pool(job.threads)
+        self._runtime = Runtime.open(
+            job.model_dir, job.model_lib, device=job.device, mode="interactive"
+        )
+
+    def logits(self, ids: Array) -> Array:
+        """float32 ``[n, vocab]`` of one window, from an empty cache."""
+        chunk = self._runtime.limits.prefill_chunk
+        self._runtime.add(0)
+        parts = [
+            np.array(self._runtime.score(0, ids[at : at + chunk].tolist()))
+            for at in range(0, len(ids), chunk)
+        ]
+        self._runtime.remove(0)
+        return np.concatenate(parts)
+
+
+class _Reference:
+    """Hugging Face's model in float32 with the checkpoint's weights."""
+
+    def __init__(self, job: VerifyJob) -> None:
+        import torch
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        ckpt = Checkpoint.open(resolve(job.checkpoint))
+        config = AutoConfig.from_pretrained(ckpt.path)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        # from_pretrained, because it knows how each version of a model stores its experts.
+        self._model = (
+            MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            .from_pretrained(
+                None,
+                config=config,
+                state_dict={k: torch.from_numpy(w) for k, w in _weights(ckpt, job.source_format)},
+                dtype=torch.float32,
+            )
+            .eval()
+        )
+        self._torch = torch
+
+    def logits(self, ids: Array) -> Array:
+        with self._torch.inference_mode():
+            out = self._model(self._torch.from_numpy(ids[None]).long()).logits[0]
+        found: Array = out.float().numpy()
+        return found
+
+
+def _weights(ckpt: Checkpoint, source_format: str) -> Iterator[tuple[str, Array]]:
+    """Every weight under HF's name, dequantized to float32."""
+    source = detect(ckpt, source_format)
+    quantized = set(source.layers(ckpt))
+    parts = {part for layer in quantized for part in source.parts(ckpt, layer)}
+    aside = set(source.aside(ckpt))
+    for layer in quantized:
+        read = source.read(ckpt, layer)
+        dense = read.dequantize() if isinstance(read, QTensor) else read
+        yield f"{layer}.weight", np.array(dense, np.float32)
+        bias = source.bias(ckpt, layer)
+        if bias is not None:
+            yield f"{layer}.bias", np.array(bias, np.float32)
+            parts.add(f"{layer}.bias")
+    for name in ckpt.names:
+        if name not in parts and name not in aside:
+            yield name, np.array(ckpt.tensor(name), np.float32)
+
+
+def _windows(job: VerifyJob) -> Sequence[Array]:
+    """int32 ids ``[window]`` each, cut from the text one after the other."""
+    config = ChatConfig.load(job.model_dir)
+    window = min(job.window, config.context_window_size)
+    ids = TokenizerFiles.read(Path(job.model_dir)).encode(_text(job))
+    count = min(job.tokens, len(ids)) // window
+    if count < 1:
+        raise ConfigError(
+            "not enough text to compare", found=f"{len(ids)} tokens", expected=f"at least {window}"
+        )
+    return list(np.array(ids[: count * window], np.int32).reshape(count, window))
+
+
+def _text(job: VerifyJob) -> str:
+    if job.text is None:
+        return "\n".join(inspect.getsource(importlib.import_module(name)) for name in TEXTS)
+    try:
+        return Path(job.text).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read as text: {error}", where=job.text) from error
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
+
+
+def _require_torch() -> None:
+    for name in ("torch", "transformers"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise MissingDependency(name, "verify", "pip install 'mlc-bridge[torch]'") from None

@@ -1,0 +1,76 @@
+"""verify and bench on a compiled model: the right checkpoint passes, another one does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlc_bridge import BuildJob, CheckJob, build, check_artifact, inspect_artifact
+from mlc_bridge.errors import ConfigError
+from mlc_bridge.stages.bench import BenchJob, bench
+from mlc_bridge.stages.verify import VerifyJob, _log_softmax, _Sums, verify
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(example_awq: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("verify") / "model"
+    build(BuildJob(example_awq, output, context_window_size=512, prefill_chunk_size=96))
+    return output
+
+
+def test_the_checkpoint_itself_passes(model: Path, example_awq: Path) -> None:
+    found = verify(VerifyJob(model, example_awq, tokens=512, window=256))
+    assert found.passed
+    assert found.tokens == 512
+    assert found.kl < 1e-4
+    assert found.top1 > 0.99
+    assert found.perplexity == pytest.approx(found.reference_perplexity, rel=1e-3)
+
+
+def test_another_checkpoint_does_not(model: Path, example_float: Path) -> None:
+    found = verify(VerifyJob(model, example_float, tokens=256, window=256))
+    assert not found.passed
+    assert found.kl > 1e-2
+
+
+def test_too_little_text(model: Path, example_awq: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("two words")
+    with pytest.raises(ConfigError, match="not enough text"):
+        verify(VerifyJob(model, example_awq, text=tmp_path / "short.txt"))
+    with pytest.raises(ConfigError, match=r"none\.txt"):
+        verify(VerifyJob(model, example_awq, text=tmp_path / "none.txt"))
+
+
+def test_divergence_against_a_sum_by_hand() -> None:
+    """Two positions, three words; numbers worked out from the definition."""
+    ours, theirs = np.array([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]), np.array([[0.0, 2.0, 1.0]] * 2)
+    p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (theirs, ours))
+    np.testing.assert_allclose(_log_softmax(ours), np.log(q), rtol=1e-12)
+    sums = _Sums()
+    sums.add(ours, theirs, np.array([0, 1]))
+    assert sums.kl == pytest.approx((p * np.log(p / q)).sum())
+    assert sums.kl_max == pytest.approx((p * np.log(p / q)).sum(axis=1).max())
+    assert (sums.count, sums.equal, sums.predicted) == (2, 0, 1)
+    assert sums.loss == pytest.approx(-np.log(q[0, 1]))
+    assert sums.difference == 3.0
+
+
+def test_bench_measures_what_the_model_can_hold(model: Path) -> None:
+    found = bench(BenchJob(model, prompt_tokens=512, decode_tokens=8, batch=2, repeats=2))
+    names = [speed.name for speed in found.speeds]
+    assert names == ["prefill, 96 tokens", "decode, 1 sequence", "decode, 2 sequences"]
+    assert all(0 < speed.min <= speed.median <= speed.max for speed in found.speeds)
+    assert found.threads >= 1
+
+
+def test_a_complete_directory_passes_every_check(model: Path) -> None:
+    report = check_artifact(CheckJob(model))
+    assert report.passed, report.checks
+    found = inspect_artifact(model)
+    assert len(set(found.fingerprints.values())) == 1
+    assert found.lib["context_window_size"] == 512
+    assert not found.findings
