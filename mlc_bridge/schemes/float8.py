@@ -12,10 +12,10 @@ name               e    mantissa  bias  largest  smallest        not numbers
 Rounding is to nearest, ties to even, and saturates at ``largest`` (a float8 NaN or infinity would
 spoil a whole row). Every value is a float16 and a float32 exactly.
 
-Device expressions use integer and float32 arithmetic only, exact on every target. TVM's own LLVM
-lowering of float8 casts is not used: it drops the implicit one of results below the smallest
-normal (0.0079 becomes 0, not 2^-7). MLC's converter runs those casts when it quantizes on a CPU;
-``round_like_mlc`` gives its bytes.
+Device expressions use integer and float32 arithmetic, exact on every target (CUDA decodes with its
+own instruction). TVM's LLVM lowering of float8 casts is not used: it drops the implicit one of
+results below the smallest normal (0.0079 becomes 0, not 2^-7). MLC's converter runs those casts
+when it quantizes on a CPU; ``round_like_mlc`` gives its bytes.
 """
 
 from __future__ import annotations
@@ -82,18 +82,23 @@ class Float8:
         steps = tirx.reinterpret("float32", _u32((254 + self.mantissa) << 23) - exponent)
         return tirx.nearbyint(x * steps) * step
 
-    def value(self, code: Expr) -> Expr:
-        """Device: a stored float8 as float32; NaN and infinity codes are not expected.
+    def value(self, code: Expr, dtype: str) -> Expr:
+        """Device: a stored float8 as ``dtype``; NaN and infinity codes are not expected.
 
         The code's exponent and mantissa go to the top of a float32; 2^(127 - bias) moves the bias,
-        subnormals included.
+        subnormals included. CUDA has an instruction for it.
         """
         from tvm import tirx
+        from tvm.target import Target
 
+        target = Target.current(allow_none=True)
+        if target is not None and target.kind.name == "cuda":
+            return code.astype(dtype)
         byte = tirx.reinterpret("uint8", code).astype("uint32")
         size = (byte & _u32(0x7F)) << _u32(23 - self.mantissa)
         bits = ((byte & _u32(0x80)) << _u32(24)) | size
-        return tirx.reinterpret("float32", bits) * _f32(2.0 ** (127 - self.bias))
+        exact = tirx.reinterpret("float32", bits) * _f32(2.0 ** (127 - self.bias))
+        return exact if dtype == "float32" else exact.astype(dtype)
 
 
 def _f32(value: float) -> Expr:

@@ -129,7 +129,10 @@ class PerTensor:
         raise TypeError(f"{self.name} keeps the embedding float")
 
     def dequantize(self, k: int) -> Dequantize:
-        raise TypeError(f"{self.name} scales the product, not the weight")
+        raise CannotExpress(
+            "the experts", self.name, "it has one scale for weight and input, experts many",
+            todo="Choose another scheme for this model",
+        )  # fmt: skip
 
     def observe(self, x: nn.Tensor, layer: str) -> nn.Tensor:
         """Device: ``x`` as it is; a calibration lib shows it to ``OBSERVE`` on the way."""
@@ -181,7 +184,7 @@ class PerTensor:
         from tvm import te
 
         def value(i: Any, j: Any) -> Any:
-            return self.float8.value(weight[i, j]).astype(self.model_dtype)
+            return self.float8.value(weight[i, j], self.model_dtype)
 
         return te.compute(weight.shape, value, name="dequantize")
 

@@ -103,7 +103,7 @@ class BlockScale:
         from tvm import te
 
         def value(i: Any, j: Any) -> Any:
-            exact = E4M3.value(weight[i, j]) * scale[i // BLOCK, j // BLOCK]
+            exact = E4M3.value(weight[i, j], "float32") * scale[i // BLOCK, j // BLOCK]
             return exact.astype(self.model_dtype)
 
         return te.compute(weight.shape, value, name="dequantize")

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,7 +95,8 @@ def on_llvm(function, x, out):
 def test_device_decodes_every_finite_code(float8):
     codes = np.arange(256, dtype=np.uint8).view(float8.dtype)
     codes = codes[np.isfinite(codes.astype(np.float32))]
-    assert np.array_equal(on_llvm(float8.value, codes, "float32"), codes.astype(np.float32))
+    decoded = on_llvm(lambda code: float8.value(code, "float32"), codes, "float32")
+    assert np.array_equal(decoded, codes.astype(np.float32))
 
 
 @pytest.mark.parametrize("float8", FORMATS, ids=lambda f: f.name)
@@ -268,10 +271,8 @@ def test_equal_scales_are_left_alone_and_one_dynamic_part_makes_all_dynamic():
 # -- the device -------------------------------------------------------------------------------
 
 
-def run_linear(scheme, params, x):
-    """``scheme.linear`` compiled for llvm, as float32."""
-    import tvm
-    from tvm import relax
+def layer_of(scheme):
+    """A module with the scheme's parameters and one function for any number of rows."""
     from tvm.relax.frontend import nn
 
     specs = scheme.params(N, K)
@@ -286,7 +287,15 @@ def run_linear(scheme, params, x):
 
     mode = {"param_mode": "plain", "effect_mode": "none"}
     inputs = {"x": nn.spec.Tensor(("rows", K), scheme.model_dtype), "$": mode}
-    mod, names = Layer().export_tvm(spec={"forward": inputs})
+    return Layer().export_tvm(spec={"forward": inputs})
+
+
+def run_linear(scheme, params, x):
+    """``scheme.linear`` compiled for llvm, as float32."""
+    import tvm
+    from tvm import relax
+
+    mod, names = layer_of(scheme)
     vm = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
     stored = [tvm.runtime.tensor(np.ascontiguousarray(params[name])) for name, _ in names]
     return vm["forward"](tvm.runtime.tensor(x), *stored).numpy().astype(np.float32)
@@ -319,3 +328,31 @@ def test_device_without_scales_and_of_blocks_and_for_calibration():
         dtype = ml_dtypes.bfloat16 if name == BLOCK else np.float16
         error = np.abs(run_linear(scheme, params, x.astype(dtype)) - wanted).max()
         assert error < np.abs(wanted).max() * (2**-7 if name == BLOCK else 2**-10), name
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs NVIDIA's compiler")
+def test_cuda_keeps_float8_in_memory_and_decodes_with_its_instruction():
+    import tvm
+    from tvm import relax
+    from tvm.s_tir import dlight
+
+    import tir_schedules
+    from mlc_bridge.compiler.pipeline import fuse
+    from mlc_bridge.compiler.target import choose_target
+
+    target = choose_target(target="cuda -arch=sm_90a")
+    with target:
+        mod, _ = layer_of(SCHEMES["e4m3_e4m3_f16"])
+        rules = dlight.ApplyDefaultSchedule(*tir_schedules.RULES(target))
+        passes = [tvm.tirx.transform.BindTarget(target), *fuse(), rules]
+        built = relax.build(tvm.ir.transform.Sequential(passes)(mod), target)
+    (device,) = [m for m in built.mod.imports[0].imports if m.kind == "cuda"]
+    source = device.inspect_source()
+    assert "__nv_fp8_e4m3* __restrict__ q_weight" in source
+    ptx = subprocess.run(
+        ["nvcc", "-arch=sm_90a", "-ptx", "-x", "cu", "-o", "-", "-"],
+        input=source.encode(),
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    assert "cvt.rn.f16x2.e4m3x2" in ptx
