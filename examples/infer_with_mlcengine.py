@@ -32,7 +32,7 @@ def open_engine(kind: str, model: str, model_lib: str | None, device: str) -> An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="model directory with mlc-chat-config.json, weights and lib.so")
+    parser.add_argument("model", help="model directory: mlc-chat-config.json, weights, lib.so")
     parser.add_argument("--model-lib", help="compiled lib (default: lib.so of the model directory)")
     parser.add_argument("--engine", choices=["mlc_bridge", "mlc_llm"], default="mlc_bridge")
     parser.add_argument("--device", default="auto")

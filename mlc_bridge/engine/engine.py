@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mlc_bridge.artifact.chat_config import ChatConfig
-from mlc_bridge.engine.generation import Delta, Generation, Wish
+from mlc_bridge.engine.generation import Delta, Deltas, Generation, Wish
 from mlc_bridge.engine.grammar import Grammars, Matcher
 from mlc_bridge.engine.loop import Loop
 from mlc_bridge.engine.protocol import (
@@ -191,32 +191,6 @@ class MLCEngine:
             options is not None and options.include_usage,
             prefix,
         )
-
-
-class Deltas(Iterator[Delta]):
-    """What the answers of one request bring, in order of arrival; dropping it cancels them."""
-
-    def __init__(self, generations: list[Generation]) -> None:
-        self.generations = generations
-        self._open = len(generations)
-
-    def __next__(self) -> Delta:
-        if not self._open:
-            raise StopIteration
-        delta = self.generations[0].out.get()
-        if delta.error is not None:
-            self.close()
-            raise delta.error
-        self._open -= delta.finish_reason is not None
-        return delta
-
-    def close(self) -> None:
-        """Cancel what is unfinished."""
-        self._open = 0
-        for generation in self.generations:
-            generation.cancelled = True
-
-    __del__ = close
 
 
 class ChatCompletions:

@@ -7,6 +7,7 @@ a full context window ends it with ``length``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Literal, Protocol
@@ -111,3 +112,29 @@ class Generation:
     def _send(self) -> None:
         self.out.put(self._delta)
         self._delta = Delta(self.index)
+
+
+class Deltas(Iterator[Delta]):
+    """What the answers of one request bring, in order of arrival; dropping it cancels them."""
+
+    def __init__(self, generations: list[Generation]) -> None:
+        self.generations = generations
+        self._open = len(generations)
+
+    def __next__(self) -> Delta:
+        if not self._open:
+            raise StopIteration
+        delta = self.generations[0].out.get()
+        if delta.error is not None:
+            self.close()
+            raise delta.error
+        self._open -= delta.finish_reason is not None
+        return delta
+
+    def close(self) -> None:
+        """Cancel what is unfinished."""
+        self._open = 0
+        for generation in self.generations:
+            generation.cancelled = True
+
+    __del__ = close

@@ -135,6 +135,13 @@ def _metadata(path: Path, module: Any) -> dict[str, Any]:
             found=f"tensor_parallel_shards {metadata['tensor_parallel_shards']}",
             todo="Compile without tensor parallelism",
         )
+    kind, task = metadata.get("kv_state_kind", "kv_cache"), metadata.get("model_task", "chat")
+    if (kind, task) != ("kv_cache", "chat"):
+        raise ArtifactError(
+            "this engine runs chat models with a KV cache",
+            where=path,
+            found=f"kv_state_kind {kind}, model_task {task}",
+        )
     return dict(metadata)
 
 

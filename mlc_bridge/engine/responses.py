@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
-from mlc_bridge.engine.generation import Delta
+from mlc_bridge.engine.generation import Delta, Deltas
 from mlc_bridge.engine.protocol import (
     ChatChoice,
     ChatCompletionResponse,
@@ -43,27 +44,29 @@ class Frame:
             prompt_tokens=self.prompt_tokens, completion_tokens=self.generated, total_tokens=total
         )
 
-    def merged(self, deltas: Iterator[Delta], count: int) -> list[Delta]:
+    def merged(self, deltas: Deltas, count: int) -> list[Delta]:
         """Everything of each of ``count`` answers in one delta."""
         whole = [Delta(i) for i in range(count)]
-        for delta in deltas:
-            one = whole[delta.index]
-            one.text += delta.text
-            one.generated += delta.generated
-            one.logprobs += delta.logprobs
-            one.finish_reason = delta.finish_reason
-            self.generated += delta.generated
+        with closing(deltas):
+            for delta in deltas:
+                one = whole[delta.index]
+                one.text += delta.text
+                one.generated += delta.generated
+                one.logprobs += delta.logprobs
+                one.finish_reason = delta.finish_reason
+                self.generated += delta.generated
         return whole
 
-    def visible(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
+    def visible(self, deltas: Deltas) -> Iterator[Delta]:
         """The deltas that a stream shows."""
-        for delta in deltas:
-            self.generated += delta.generated
-            if delta.text or delta.finish_reason or delta.logprobs:
-                yield delta
+        with closing(deltas):
+            for delta in deltas:
+                self.generated += delta.generated
+                if delta.text or delta.finish_reason or delta.logprobs:
+                    yield delta
 
 
-def chat_response(frame: Frame, deltas: Iterator[Delta], count: int) -> ChatCompletionResponse:
+def chat_response(frame: Frame, deltas: Deltas, count: int) -> ChatCompletionResponse:
     choices = [
         ChatChoice(
             index=d.index,
@@ -78,7 +81,7 @@ def chat_response(frame: Frame, deltas: Iterator[Delta], count: int) -> ChatComp
     )
 
 
-def chat_stream(frame: Frame, deltas: Iterator[Delta]) -> Iterator[ChatCompletionStreamResponse]:
+def chat_stream(frame: Frame, deltas: Deltas) -> Iterator[ChatCompletionStreamResponse]:
     id_ = new_id("chatcmpl")
     for d in frame.visible(deltas):
         choice = ChatStreamChoice(
@@ -94,7 +97,7 @@ def chat_stream(frame: Frame, deltas: Iterator[Delta]) -> Iterator[ChatCompletio
         )
 
 
-def completion_response(frame: Frame, deltas: Iterator[Delta], count: int) -> CompletionResponse:
+def completion_response(frame: Frame, deltas: Deltas, count: int) -> CompletionResponse:
     choices = [
         CompletionChoice(
             index=d.index,
@@ -109,9 +112,7 @@ def completion_response(frame: Frame, deltas: Iterator[Delta], count: int) -> Co
     )
 
 
-def completion_stream(
-    frame: Frame, deltas: Iterator[Delta], count: int
-) -> Iterator[CompletionResponse]:
+def completion_stream(frame: Frame, deltas: Deltas, count: int) -> Iterator[CompletionResponse]:
     id_ = new_id("cmpl")
     if frame.prefix:
         echoed = [CompletionChoice(index=i, text=frame.prefix) for i in range(count)]

@@ -31,12 +31,18 @@ Mode = Literal["local", "interactive", "server"]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Limits a user may set; None leaves each to the mode. Lengths are in tokens."""
+    """Limits a user may set; None leaves each to the mode. Lengths are in tokens.
+
+    ``prefix_cache`` keeps the cache of ended requests for those that begin the same. A prompt
+    prefilled from it is rounded as in another chunking: switch it off where answers must repeat bit
+    by bit.
+    """
 
     max_num_sequence: int | None = None
     max_total_sequence_length: int | None = None
     context_window_size: int | None = None
     prefill_chunk_size: int | None = None
+    prefix_cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Limits:
     total: int
     sliding_window: int = -1
     attention_sink: int = 0
+    prefix_cache: bool = True
 
 
 class Runtime:
@@ -238,7 +245,9 @@ def plan_limits(
     if window is not None:
         window = min(window, total)
     sink = max(int(metadata.get("attention_sink_size", 0)), 0)
-    return Limits(window or sys.maxsize, chunk or 1, batch, total, sliding, sink)
+    # What slid out of the window cannot be taken back.
+    keep = config.prefix_cache and sliding <= 0
+    return Limits(window or sys.maxsize, chunk or 1, batch, total, sliding, sink, keep)
 
 
 def _smallest(*values: int | None) -> int | None:

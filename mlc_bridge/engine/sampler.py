@@ -98,7 +98,7 @@ def choose(logits: Array, temperature: float, top_p: float, random: np.random.Ge
         return int(logits.argmax())
     p = softmax(logits / np.float32(temperature))
     u = random.random()
-    return _draw(top_p_cut(p, top_p) if top_p < 1 else p, u)
+    return _draw_top_p(p, top_p, u) if top_p < 1 else _draw(p, u)
 
 
 def softmax(logits: Array) -> Array:
@@ -117,18 +117,21 @@ def logprobs_of(logits: Array, token: int, count: int) -> TokenLogprobs:
     return TokenLogprobs(float(x[token]), [(int(i), float(x[i])) for i in top])
 
 
-def top_p_cut(p: Array, top_p: float) -> Array:
-    """``p`` with zeros outside the fewest tokens whose sum reaches ``top_p`` (all of equal
-    ones).
-    """
-    # Few tokens carry the mass: sort those above a small cutoff, and all only if they fall short.
-    for cutoff in (top_p / 1024, 0.0):
-        falling = np.sort(p[p >= cutoff])[::-1]
-        mass = np.cumsum(falling, dtype=np.float64)
-        if mass.size and mass[-1] >= top_p:
+def _draw_top_p(p: Array, top_p: float, u: float) -> int:
+    """As ``_draw`` from the fewest tokens, most likely first, whose sum reaches ``top_p``."""
+    # Tokens below (1 - top_p) / vocab cannot sum up to what may be cut; mostly fewer will do.
+    for cutoff in (top_p / 1024, (1 - top_p) / p.size, 0.0):
+        falling = p[p >= cutoff]
+        if falling.sum() >= top_p:
             break
+    falling = np.sort(falling)[::-1]
+    mass = np.cumsum(falling, dtype=np.float64)
     last = min(int(np.searchsorted(mass, top_p)), mass.size - 1)
-    return np.where(p >= falling[last], p, np.float32(0))
+    place = int(np.searchsorted(mass, u * mass[last], side="right"))
+    ids = np.flatnonzero(p == falling[place])
+    if ids.size == 1:
+        return int(ids[0])
+    return int(ids[place - np.flatnonzero(falling == falling[place])[0]])
 
 
 def _draw(p: Array, u: float) -> int:

@@ -8,12 +8,16 @@ A sequence enters when a slot and the pages for what it has to prefill are free,
 every running one is left. When decoding runs out of pages, the youngest sequence leaves and waits
 again; its tokens, prompt and answer, are prefilled anew when it returns. One sequence always fits,
 for the cache holds at least one context window.
+
+The cache of a sequence that ended stays until its slot or pages are needed. A new prompt that
+begins like one of them (the next turn of a chat) takes it over and prefills only the rest.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import Protocol
 
 from mlc_bridge.engine.runtime import PAGE, Runtime
@@ -47,6 +51,7 @@ class Sequence:
         self.siblings = list(siblings)
         self.cached = 0
         self.slot = -1
+        self.shares_pages = False
 
     @property
     def pending(self) -> int:
@@ -56,6 +61,19 @@ class Sequence:
     @property
     def cancelled(self) -> bool:
         return self.answer.cancelled and all(answer.cancelled for answer in self.siblings)
+
+
+@dataclass(frozen=True)
+class Past:
+    """The cache of a sequence that ended: its tokens and where they are."""
+
+    tokens: list[int]
+    slot: int
+
+    def common(self, tokens: Items[int]) -> int:
+        """Tokens at the beginning that are the same."""
+        pairs = enumerate(zip(self.tokens, tokens, strict=False))
+        return next((i for i, (a, b) in pairs if a != b), min(len(self.tokens), len(tokens)))
 
 
 Piece = tuple[Sequence, list[int]]  # tokens that the next step appends to a sequence
@@ -68,6 +86,7 @@ class Scheduler:
         self.runtime = runtime
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
+        self._past: list[Past] = []  # oldest first
         self._free_slots()
 
     @property
@@ -93,6 +112,7 @@ class Scheduler:
         sequences = [*self.running, *self.waiting]
         self.running.clear()
         self.waiting.clear()
+        self._past.clear()
         self._free_slots()
         for sequence in sequences:
             for answer in (sequence.answer, *sequence.siblings):
@@ -104,26 +124,72 @@ class Scheduler:
 
     def _drop_cancelled(self) -> None:
         for sequence in [s for s in self.running if s.cancelled]:
-            self._leave(sequence)
+            self._end(sequence)
         if any(s.cancelled for s in self.waiting):
             self.waiting = deque(s for s in self.waiting if not s.cancelled)
 
     def _admit(self) -> None:
-        free = self.runtime.free_pages - sum(1 + s.pending // PAGE for s in self.running)
-        while self.waiting and self._slots:
-            free -= 2 + self.waiting[0].pending // PAGE
-            if free < 0 and self.running:
+        while self.waiting:
+            past, common = self._find_past(self.waiting[0].tokens)
+            pages = 2 + (self.waiting[0].pending - common) // PAGE
+            while not self._has_place(past, pages) and self._evict(past):
+                pass
+            if not self._has_place(past, pages) and self.running:
                 return
-            sequence = self.waiting.popleft()
+            self._enter(self.waiting.popleft(), past, common)
+
+    def _find_past(self, tokens: list[int]) -> tuple[Past | None, int]:
+        """The past that shares most tokens, at least a page, and how many; one token must be
+        left.
+        """
+        best, most = None, PAGE - 1
+        for past in self._past:
+            common = min(past.common(tokens), len(tokens) - 1)
+            if common > most:
+                best, most = past, common
+        return best, 0 if best is None else most
+
+    def _has_place(self, past: Past | None, pages: int) -> bool:
+        """A slot, and pages beside those that the running sequences are about to take."""
+        claimed = sum(1 + s.pending // PAGE for s in self.running)
+        slot = past is not None or bool(self._slots)
+        return slot and self.runtime.free_pages >= claimed + pages
+
+    def _enter(self, sequence: Sequence, past: Past | None, common: int) -> None:
+        if past is None:
             sequence.slot = self._slots.pop()
             self.runtime.add(sequence.slot)
-            self.running.append(sequence)
+        else:
+            self._past.remove(past)
+            sequence.slot, sequence.cached = past.slot, common
+            self.runtime.pop(past.slot, len(past.tokens) - common)
+        self.running.append(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        """The sequence is through; its cache may stay, unless it shares pages with others."""
+        if not self.runtime.limits.prefix_cache or sequence.shares_pages:
+            self._leave(sequence)
+            return
+        self.running.remove(sequence)
+        self._past.append(Past(sequence.tokens[: sequence.cached], sequence.slot))
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.runtime.remove(sequence.slot)
-        self._slots.append(sequence.slot)
-        sequence.slot, sequence.cached = -1, 0
+        self._free(sequence.slot)
+        sequence.slot, sequence.cached, sequence.shares_pages = -1, 0, False
+
+    def _evict(self, kept: Past | None = None) -> bool:
+        """Give up the oldest past but ``kept``; False when there is none."""
+        oldest = next((past for past in self._past if past is not kept), None)
+        if oldest is None:
+            return False
+        self._past.remove(oldest)
+        self._free(oldest.slot)
+        return True
+
+    def _free(self, slot: int) -> None:
+        self.runtime.remove(slot)
+        self._slots.append(slot)
 
     def _due_prefill(self) -> list[Piece]:
         room, pieces = self.runtime.limits.prefill_chunk, []
@@ -138,8 +204,14 @@ class Scheduler:
         return [(s, s.tokens[-1:]) for s in self.running if s.pending == 1 and s.cached]
 
     def _with_room(self, pieces: list[Piece]) -> list[Piece]:
-        """Send the youngest sequences back to the queue until the pages suffice."""
-        while len(self.running) > 1 and _new_pages(pieces) > self.runtime.free_pages:
+        """Until the pages suffice, give up pasts and send the youngest sequences back to the
+        queue.
+        """
+        while _new_pages(pieces) > self.runtime.free_pages:
+            if self._evict():
+                continue
+            if len(self.running) == 1:
+                break
             youngest = self.running[-1]
             self._leave(youngest)
             self.waiting.appendleft(youngest)
@@ -156,7 +228,7 @@ class Scheduler:
     def _extend(self, sequence: Sequence, logits: Array) -> None:
         token = sequence.answer.next_token(logits)
         if token is None:
-            self._leave(sequence)
+            self._end(sequence)
         else:
             sequence.tokens.append(token)
 
@@ -165,11 +237,14 @@ class Scheduler:
         unfinished one are free, else a place in the queue."""
         for answer in sequence.siblings:
             twin = Sequence(sequence.tokens, answer)
+            while (not self._slots or self.runtime.free_pages < 2) and self._evict():
+                pass
             if not self._slots or self.runtime.free_pages < 2:
                 self.waiting.appendleft(twin)
                 continue
             twin.slot, twin.cached = self._slots.pop(), sequence.cached
             self.runtime.fork(sequence.slot, twin.slot)
+            sequence.shares_pages = twin.shares_pages = True
             self.running.append(twin)
             self._extend(twin, logits)
         sequence.siblings = []
