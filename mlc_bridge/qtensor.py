@@ -60,20 +60,27 @@ class QTensor:
         """The weight as float32 ``[n, k]``, input columns in their original order."""
         w = self.codes.unpack().astype(np.float32)
         if self.zero is not None:
-            w -= self._spread(self.zero.unpack())
-        w *= self._spread(self.scale)
+            self._each_block(np.subtract, w, self.zero.unpack())
+        self._each_block(np.multiply, w, self.scale)
         if self.perm is None:
             return w
         out = np.empty_like(w)
         out[:, self.perm] = w
         return out
 
-    def _spread(self, grid: Array) -> Array:
+    def _each_block(self, do: np.ufunc, w: Array, grid: Array) -> None:
+        """``w = do(w, grid)`` in place, one value of ``grid`` for each block."""
         (n, k), (bn, bk) = self.shape, self.block
-        full = grid.astype(np.float32)
-        if bn > 1:
-            full = np.repeat(full, bn, axis=0)[:n]
-        return np.repeat(full, bk, axis=1)[:, :k] if bk > 1 else full
+        values = grid.astype(np.float32)
+        if n % bn or k % bk:
+            wide = np.repeat(np.repeat(values, bn, axis=0)[:n], bk, axis=1)[:, :k]
+            do(w, wide, out=w)
+        elif w.flags.c_contiguous:
+            blocks = w.reshape(n // bn, bn, k // bk, bk)
+            do(blocks, values[:, None, :, None], out=blocks)
+        else:  # codes packed along n come out transposed
+            blocks = w.T.reshape(k // bk, bk, n // bn, bn)
+            do(blocks, values.T[:, None, :, None], out=blocks)
 
 
 def concat(parts: Sequence[QTensor]) -> QTensor:
