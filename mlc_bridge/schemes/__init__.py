@@ -12,8 +12,8 @@ SCHEMES: Table[Scheme] = table(
     "schemes",
     *(dense.Q0F16, dense.Q0BF16, dense.Q0F32),
     *autoawq.ROWS,
-    *group_quant.ROWS,
     *int8.ROWS,
+    *group_quant.ROWS,
     *fp8.ROWS,
     *fp8_block.ROWS,
 )

@@ -1,4 +1,4 @@
-"""MLC's symmetric group quantization: ``q3f16_*``, ``q4f16_*``, ``q4bf16_*``, ``q4f32_1``.
+"""MLC's symmetric group quantization: ``q3f16_*``, ``q4f16_*``, ``q4bf16_*``, ``q4f32_1``, 8 bit.
 
     W[n, k] = (code[n, k] - m) * scale[n, k // g]                 m = 2^(bits-1) - 1
 
@@ -10,9 +10,10 @@ uint32   natural order along k, unused bits zero ``q_scale``   [n, ceil(k/g)]   
 n]       model dtype ============  ===================  ===================
 =============================================
 
-g is 32 for 4 bits and 40 for 3 bits (ten codes a word); every group fills whole words, so words =
-ceil(k/g) * g/8 (or g/10). Embedding and head are quantized too, except under ``q4f16_2``; an
-embedding is NK under every name. Routers stay float.
+g is 32, for 3 bits 40 (ten codes a word); every group fills whole words, so words = ceil(k/g) times
+words a group. Embedding and head are quantized too, except under ``q4f16_2`` and ``q8f16_1``; an
+embedding is NK under every name. Routers stay float. ``q8f16_1`` is ours: MLC has no such row, but
+its class reads the layout (``int8``, group 32, NK); sources with zero points go to ``int8.py``.
 
 MLC's rounding uses codes 0 .. 2m; the layout holds one more at the top, m + 1 above zero. So a
 source is expressed exactly when code - zero lies in -m .. m+1, group by group; symmetric sources
@@ -214,4 +215,5 @@ ROWS = (
     GroupQuant("q4bf16_0", 4, 32, "bfloat16", transposed=True),
     GroupQuant("q4bf16_1", 4, 32, "bfloat16"),
     GroupQuant("q4f32_1", 4, 32, "float32"),
+    GroupQuant("q8f16_1", 8, 32, "float16", embedding_too=False),
 )

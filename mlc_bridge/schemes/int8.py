@@ -1,4 +1,4 @@
-"""8-bit weights, float activations (W8A16): ``q8f16_1`` and its other group sizes; ours, not MLC's.
+"""8-bit weights with zero points, float activations (W8A16): ``q8f16_1_gk`` and its group sizes.
 
     W[n, k] = (code[n, k] - zero[n, k // g]) * scale[n, k // g]              codes 0..255
 
@@ -10,10 +10,11 @@ parameter     shape           dtype      layout
 ``q_scale``   [n, ceil(k/g)]  float16
 ============  ==============  =========  ========================================================
 
-Symmetric and asymmetric sources of up to 8 bits (GPTQ, compressed-tensors, msModelSlim W8A16) land
-exactly; so do the weights of W8A8 models, whose activations then stay float. Rows: ``q8f16_1`` (g =
-32, as MLC's group schemes), ``_g128``, ``_gk`` (one group per channel). A float checkpoint gets
-scale = max|w| / 127 and zero 128. Embedding, head and router stay float.
+Symmetric and asymmetric sources of up to 8 bits (GPTQ, compressed-tensors, msModelSlim W8A16)
+land exactly; so do the weights of W8A8 models, whose activations then stay float. Rows: ``_gk``
+(one group per channel), ``_g128``, ``_g32``; ours, not MLC's. (MLC's own kind of 8-bit layout,
+symmetric and without zeros, is ``q8f16_1`` in ``group_quant.py``.) A float checkpoint gets scale
+= max|w| / 127 and zero 127. Embedding, head and router stay float.
 """
 
 from __future__ import annotations
@@ -121,4 +122,4 @@ class Int8:
 
 
 # From coarse to fine: ``auto`` takes the first that fits.
-ROWS = (Int8("q8f16_1_gk", None), Int8("q8f16_1_g128", 128), Int8("q8f16_1", 32))
+ROWS = (Int8("q8f16_1_gk", None), Int8("q8f16_1_g128", 128), Int8("q8f16_1_g32", 32))

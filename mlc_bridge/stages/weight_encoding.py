@@ -101,6 +101,8 @@ def _matrix(
     path = done.weight.path if len(layers) == len(done.weight.sources) else layers[0]
     tensors = [part for part in parts if isinstance(part, QTensor)]
     if not tensors:
+        if plan.source.layers(plan.ckpt) and scheme not in BY_DTYPE.values():
+            done.findings.append(f"{path} is float in the checkpoint; {scheme.name} rounds it")
         return _from_float([p for p in parts if not isinstance(p, QTensor)], scheme, path)
     try:
         if len(tensors) < len(parts):

@@ -70,7 +70,8 @@ def test_encoded_as_declared_and_back(row, k):
     assert np.array_equal(back.dequantize()[:, :k], q.dequantize())
     error = np.abs(back.dequantize()[:, :k] - w.astype(np.float32))
     step = np.repeat(q.scale.astype(np.float32), row.group, axis=1)[:, :k]
-    assert np.all(error[2:] <= step[2:] * 0.52)
+    # Sums up to 254 keep steps of 1/8 in float16, so eight bits round that much worse.
+    assert np.all(error[2:] <= step[2:] * (0.57 if row.bits == 8 else 0.52))
 
 
 def test_kn_is_nk_turned_and_the_embedding_stays_nk():
@@ -90,7 +91,7 @@ def test_which_roles_are_quantized():
         ]
 
     assert roles("q4f16_1") == ["linear", "embedding", "lm_head"]
-    assert roles("q4f16_2") == ["linear"]
+    assert roles("q4f16_2") == roles("q8f16_1") == ["linear"]
 
 
 def source(zero, low=0, high=16, packing=NK4, group=32, dtype=np.float16):
@@ -114,6 +115,17 @@ def test_symmetric_gptq_lands_exactly(name, packing, group):
     stored = SCHEMES[name].encode(q)
     assert (stored["q_scale"] < 0).all()
     assert np.array_equal(SCHEMES[name].decode(stored).dequantize(), q.dequantize())
+
+
+@pytest.mark.parametrize("zero", [127, 128])
+def test_symmetric_eight_bits_land_exactly(zero):
+    codes = np.random.default_rng(2).integers(0, 255, (8, 128), np.uint8) + np.uint8(zero == 128)
+    codes[0, 0] = 0  # -128 where the zero is 128
+    scale = np.full((8, 1), 0.01, np.float16)
+    q = QTensor(pack(codes, PLAIN), scale, constant_zero(zero, (8, 1), PLAIN), (1, 128))
+    stored = SCHEMES["q8f16_1"].encode(q)
+    assert stored["q_weight"].shape == (8, 32)
+    assert np.array_equal(SCHEMES["q8f16_1"].decode(stored).dequantize(), q.dequantize())
 
 
 def test_zero_in_the_middle_passes_the_words_through():

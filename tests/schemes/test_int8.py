@@ -24,7 +24,7 @@ def source(block=(1, 128), zero_high=256, bits=8):
     return QTensor(packed, scale, PackedArray(zero, PLAIN, grid), block)
 
 
-@pytest.mark.parametrize("name", ["q8f16_1", "q8f16_1_g128"])
+@pytest.mark.parametrize("name", ["q8f16_1_g32", "q8f16_1_g128"])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("block", [(1, 128), (1, K), (N, K), (4, 128)])
 def test_any_coarser_block_lands_exactly(name, bits, block):
@@ -40,7 +40,7 @@ def test_any_coarser_block_lands_exactly(name, bits, block):
 def test_no_zero_means_zero():
     q = replace(source(), zero=None)
     assert np.array_equal(
-        SCHEMES["q8f16_1"].decode(SCHEMES["q8f16_1"].encode(q)).dequantize(), q.dequantize()
+        SCHEMES["q8f16_1_g32"].decode(SCHEMES["q8f16_1_g32"].encode(q)).dequantize(), q.dequantize()
     )
 
 
@@ -63,4 +63,4 @@ def test_refusals():
     with pytest.raises(CannotExpress, match="do not divide"):
         SCHEMES["q8f16_1_gk"].encode(source())
     with pytest.raises(CannotExpress, match="activation order"):
-        SCHEMES["q8f16_1"].encode(replace(source(), perm=np.arange(K)))
+        SCHEMES["q8f16_1_g32"].encode(replace(source(), perm=np.arange(K)))
