@@ -54,9 +54,10 @@ class AutoAWQ(AwqVersion):
             counts[layer] = overrun(q.codes, q.zero) if q.zero is not None else (0, 0.0)
         found, chance = (sum(c[i] for c in counts.values()) for i in (0, 1))
         if found < 2 or found < 4 * chance:
-            return ()
+            return super().findings(ckpt)
         worst = max(counts, key=lambda layer: counts[layer][0])
         return (
+            *super().findings(ckpt),
             f"{found:.0f} words look as if a code of -1 had run over its neighbours ({chance:.1f} "
             f"would by chance), most of them in {worst}: LightCompress does not clamp its codes",
         )

@@ -69,10 +69,6 @@ PARTS = (
     "weight", "weight_scale", "weight_offset", "weight_scale_second", "weight_offset_second",
     "scale_bias", "deq_scale", "quant_bias", "input_scale", "input_offset",
 )  # fmt: skip
-ASIDE = (
-    ".kv_cache_scale", ".kv_cache_offset", ".fa_q.scale", ".fa_k.scale", ".fa_v.scale",
-    ".fa_q.offset", ".fa_k.offset", ".fa_v.offset",
-)  # fmt: skip
 TWO_ROWS = Packing(4, "n", word_bits=8)
 TWO_COLUMNS = Packing(4, "k", word_bits=8)
 
@@ -95,18 +91,6 @@ class MsModelSlim(Source):
         if _is_float(ckpt, layer):
             return (f"{layer}.weight",)
         return tuple(f"{layer}.{part}" for part in PARTS if f"{layer}.{part}" in ckpt)
-
-    def aside(self, ckpt: Checkpoint) -> tuple[str, ...]:
-        return tuple(name for name in ckpt.names if name.endswith(ASIDE))
-
-    def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
-        left = self.aside(ckpt)
-        if not left:
-            return ()
-        return (
-            f"{len(left)} scales of the KV cache or of attention ({left[0]} and so on) are not "
-            "used: MLC's cache is 16 bit",
-        )
 
     def check(self, ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> None:
         if _is_float(ckpt, layer):

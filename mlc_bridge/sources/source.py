@@ -14,6 +14,13 @@ from mlc_bridge.qtensor import QTensor
 from mlc_bridge.sources.checkpoint import Checkpoint
 
 FLOATS = (np.float16, ml_dtypes.bfloat16, np.float32)
+# Names that compressed-tensors and fp8 writers, and msModelSlim (versions 0 and 1) give them.
+CACHE_SCALES = (
+    *(f".{part}_{what}" for part in "qkv" for what in ("scale", "zero_point")),
+    ".kv_cache_scale",
+    ".kv_cache_offset",
+    *(f".fa_{part}.{what}" for part in "qkv" for what in ("scale", "offset")),
+)
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,21 @@ class Source(Protocol):
         return ckpt.tensor(f"{layer}.bias") if f"{layer}.bias" in ckpt else None
 
     def aside(self, ckpt: Checkpoint) -> tuple[str, ...]:
-        """Tensors that belong to no weight and that MLC has no place for, such as cache scales.
+        """Tensors that belong to no weight and that MLC has no place for: scales of the KV cache.
 
         Leaving them out changes no weight; ``findings`` tells the user about them.
         """
-        return ()
+        return tuple(name for name in ckpt.names if name.endswith(CACHE_SCALES))
 
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
         """What the user should know about this checkpoint although it can be read; reads data."""
-        return ()
+        left = self.aside(ckpt)
+        if not left:
+            return ()
+        return (
+            f"{len(left)} scales of the KV cache or of attention are not used, as MLC's cache is "
+            f"16 bit; the first is {left[0]}",
+        )
 
 
 def check_float(ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> None:

@@ -176,3 +176,12 @@ def test_scales_that_cannot_be(tmp_path: Path, case: str, value: float) -> None:
     ckpt = edited(tmp_path, case, None, {f"{Q}.weight_scale": scale})
     with pytest.raises(SourceError, match=rf"{Q}\.weight_scale: 1 of"):
         CT.read(ckpt, Q)
+
+
+def test_cache_scales_are_left_aside_and_said(tmp_path: Path) -> None:
+    names = [f"model.layers.0.self_attn.{x}_scale" for x in "kv"]
+    one = np.ones(1, np.float16)
+    ckpt = edited(tmp_path, "int-w8a8-static", None, dict.fromkeys(names, one))
+    assert set(CT.aside(ckpt)) == set(names)
+    assert "2 scales of the KV cache" in CT.findings(ckpt)[0]
+    assert CT.layers(ckpt) == (Q,)
