@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mlc_bridge.artifact.tensor_cache import TensorCache, dtype_of, read_index
+from mlc_bridge.engine.memory import require_memory
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
 
@@ -51,7 +52,9 @@ def _host_block(cache: TensorCache, names: Sequence[str]) -> Callable[[int], Any
     offset, so each is a tensor of its own over a slice of the block."""
     import tvm_ffi
 
-    block, end = np.frombuffer(_huge_pages(_total(cache, names)), np.uint8), 0
+    total = _total(cache, names)
+    require_memory(total, "the weights")
+    block, end = np.frombuffer(_huge_pages(total), np.uint8), 0
 
     def place(nbytes: int) -> Any:
         nonlocal end

@@ -10,7 +10,6 @@ All calls must come from one thread, the one that called ``threads.start_pool`` 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.engine.library import Library, find_library, open_library
+from mlc_bridge.engine.memory import available_memory
 from mlc_bridge.engine.parameters import load_parameters
 from mlc_bridge.errors import ArtifactError, ConfigError
 from mlc_bridge.packing import Array
@@ -256,10 +256,11 @@ def _smallest(*values: int | None) -> int | None:
 
 
 def _tokens_in_memory(metadata: dict[str, Any]) -> int:
+    """Tokens whose keys and values (at most 4 bytes an element) fill half of what is left."""
     cache = metadata["kv_cache"]
-    per_token = 4 * cache["head_dim"] * cache["num_key_value_heads"] * cache["num_hidden_layers"]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(free // 2 // max(per_token, 1))
+    per_token = 8 * cache["head_dim"] * cache["num_key_value_heads"] * cache["num_hidden_layers"]
+    free = available_memory()
+    return sys.maxsize if free is None else int(free // 2 // per_token)
 
 
 def _vocab_size(chat: ChatConfig, directory: Path) -> int:

@@ -17,6 +17,7 @@ import pytest
 from mlc_bridge.artifact.manifest import check_lib
 from mlc_bridge.artifact.tensor_cache import ShardWriter, read_index
 from mlc_bridge.engine import EngineConfig, MLCEngine
+from mlc_bridge.engine.memory import available_memory, require_memory
 from mlc_bridge.engine.parameters import check_calibrated
 from mlc_bridge.engine.threads import allowed_cpus, physical_cpus, start_pool
 from mlc_bridge.errors import ArtifactError, BridgeError, EngineError
@@ -149,6 +150,15 @@ def test_uncalibrated_scale() -> None:
     check_calibrated(name, np.array([0.5], np.float32))
     with pytest.raises(ArtifactError, match=r"down_proj.*never calibrated"):
         check_calibrated(name, np.array([np.nan], np.float32))
+
+
+def test_a_model_larger_than_the_memory() -> None:
+    free = available_memory()
+    assert free is not None
+    assert free > 1 << 20
+    require_memory(1 << 20, "the weights")
+    with pytest.raises(ArtifactError, match=r"do not fit.*GB available"):
+        require_memory(1 << 60, "the weights")
 
 
 def test_check_lib_accepts_a_lib_without_fingerprint(artifact: Path) -> None:
