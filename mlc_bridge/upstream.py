@@ -58,6 +58,8 @@ INSTALL = (
 )
 _FLOAT_FORMATS = {"dense": "huggingface-safetensor"}
 """Formats that MLC reads well itself; it then quantizes by its own code."""
+DROPPED = ("rope_parameters", "rope_scaling", "quantization_config")
+"""Keys of config.json that MLC misreads; the weight plan has said all there is in them."""
 LIMITS = (
     "context_window_size",
     "sliding_window_size",
@@ -107,6 +109,7 @@ def register() -> Registered:
         if "awq" not in model.source or "awq" not in model.quantize:
             model.source["awq"] = _awq_map(arch)
             model.quantize["awq"] = make_awq_quant(model.model)
+            model.config = _reads_awq(model.config)
             awq.append(name)
     return Registered(tuple(q.name for q in schemes), tuple(awq), tuple(sources))
 
@@ -305,6 +308,20 @@ def _planner(arch: Arch, source: str) -> Callable[[Any, Any], Bound]:
     return lambda config, scheme: Bound(scheme=scheme.name, source=source)
 
 
+def _reads_awq(config: Any) -> Any:
+    """The config class without the quantization settings, of which qwen3's knows fp8 alone."""
+
+    class Config(config):
+        @classmethod
+        def from_dict(cls, source: dict[str, Any]) -> Any:
+            settings = source.get("quantization_config") or {}
+            drop = {"quantization_config"} if settings.get("quant_method") == "awq" else set()
+            return super().from_dict({k: v for k, v in source.items() if k not in drop})
+
+    Config.__name__, Config.__qualname__ = config.__name__, config.__qualname__
+    return Config
+
+
 def _awq_map(arch: Arch) -> Callable[[Any, Any], Any]:
     """MLC's ExternMapping of an AutoAWQ checkpoint, from the weight table."""
 
@@ -408,7 +425,7 @@ def _staged(
             if file.is_file() and file.name != "config.json":
                 (made / file.name).symlink_to(file.resolve())
         given = json.loads((home / "config.json").read_text("utf-8"))
-        flat = {k: v for k, v in given.items() if k not in ("rope_parameters", "rope_scaling")}
+        flat = {k: v for k, v in given.items() if k not in DROPPED}
         flat |= {"model_type": arch.name, **block}
         (made / "config.json").write_text(json.dumps(flat), encoding="utf-8")
         index = made / "model.safetensors.index.json"

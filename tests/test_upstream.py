@@ -1,0 +1,159 @@
+"""MLC LLM behind our Jobs; ``peer`` tests run where ``mlc_llm`` can be imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mlc_bridge import upstream
+from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
+from mlc_bridge.errors import MissingDependency
+from mlc_bridge.models import MODELS, Weight
+from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.stages.compile import CompileJob
+from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
+
+HERE = importlib.util.find_spec("mlc_llm") is not None
+EXAMPLES = Path(__file__).parents[1] / "examples/models"
+SIZES = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "head_dim": 32,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64, "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+EXTRA: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"hidden_act": "silu", "head_dim": 32},
+    "qwen3": {"hidden_act": "silu", "attention_bias": False},
+}
+
+
+@pytest.mark.skipif(HERE, reason="mlc_llm is installed here")
+def test_without_mlc_llm_it_says_what_to_install(tmp_path: Path) -> None:
+    job = ConvertJob(EXAMPLES / "stdlib-llama-7m-awq", tmp_path / "out")
+    with pytest.raises(MissingDependency, match=r"mlc_llm.*pip install.*mlc-llm-nightly"):
+        upstream.convert_weight(job)
+    assert not (tmp_path / "out").exists()
+    assert upstream.available() is None
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(not HERE, reason="needs mlc_llm")
+class TestPeer:
+    def test_tables_are_filled_once(self) -> None:
+        from mlc_llm.model import MODELS as theirs
+        from mlc_llm.quantization import QUANTIZATION
+
+        upstream.register()
+        again = upstream.register()
+        assert (again.schemes, again.awq_models, again.sources) == ((), (), ())
+        assert "q4f16_autoawq_g64" in QUANTIZATION
+        for name in ("llama", "mistral", "qwen2", "qwen3"):
+            assert "awq" in theirs[name].source
+            assert "awq" in theirs[name].quantize
+
+    @pytest.mark.parametrize("model_type", list(EXTRA))
+    def test_their_awq_conversion_gives_our_bytes(self, model_type: str, tmp_path: Path) -> None:
+        """MLC's own loader over the registered name map, against our converter."""
+        import tvm
+        from mlc_llm.interface.convert_weight import convert_weight as theirs
+        from mlc_llm.model import MODELS as THEIRS
+        from mlc_llm.quantization import QUANTIZATION
+
+        upstream.register()
+        checkpoint = awq_checkpoint(tmp_path / "awq", model_type)
+        convert_weight(ConvertJob(checkpoint, tmp_path / "ours"))
+        (tmp_path / "theirs").mkdir()
+        theirs(
+            config=checkpoint / "config.json",
+            quantization=QUANTIZATION["q4f16_autoawq"],
+            model=THEIRS[model_type],
+            device=tvm.cpu(0),
+            source=checkpoint / "model.safetensors.index.json",
+            source_format="awq",
+            output=tmp_path / "theirs",
+        )
+        same(read_index(tmp_path / "ours"), read_index(tmp_path / "theirs"))
+
+    @pytest.mark.parametrize(
+        ("folder", "scheme"),
+        [("stdlib-llama-7m-awq", "q4f16_autoawq"), ("stdlib-llama-7m", "q4f16_1")],
+    )
+    def test_their_stage_by_our_job(self, folder: str, scheme: str, tmp_path: Path) -> None:
+        source = EXAMPLES / folder
+        before = sorted(source.iterdir())
+        report = upstream.convert_weight(ConvertJob(source, tmp_path / "theirs", scheme))
+        convert_weight(ConvertJob(source, tmp_path / "ours", scheme))
+        same(read_index(tmp_path / "ours"), read_index(tmp_path / "theirs"))
+        assert report.n_params == len(read_index(tmp_path / "ours").records)
+        assert sorted(source.iterdir()) == before
+
+    def test_their_lib_wants_our_parameters(self, tmp_path: Path) -> None:
+        import tvm
+        from tvm import relax
+
+        from mlc_bridge.stages.gen_config import GenConfigJob, gen_config
+
+        source = EXAMPLES / "stdlib-llama-7m-awq"
+        gen_config(GenConfigJob(source, tmp_path / "out"))
+        convert_weight(ConvertJob(source, tmp_path / "out"))
+        report = upstream.compile_model(CompileJob(tmp_path / "out", tmp_path / "lib.so"))
+        lib = tvm.runtime.load_module(str(report.path))
+        metadata = json.loads(relax.VirtualMachine(lib, tvm.cpu())["_metadata"]())
+        records = read_index(tmp_path / "out").records
+        assert [p["name"] for p in metadata["params"]] == list(records)
+        assert metadata["quantization"] == ChatConfig.load(tmp_path / "out").quantization
+
+
+def same(ours: TensorCache, theirs: TensorCache) -> None:
+    assert sorted(ours.records) == sorted(theirs.records)
+    for name, record in ours.records.items():
+        a, b = ours.array(name), theirs.array(name)
+        assert (record.shape, a.dtype) == (theirs.records[name].shape, b.dtype), name
+        assert a.tobytes() == b.tobytes(), name
+
+
+def awq_checkpoint(out: Path, model_type: str) -> Path:
+    """A tiny AutoAWQ checkpoint of any architecture: random words, laid out by hand."""
+    out.mkdir()
+    config = {"model_type": model_type, **SIZES, **EXTRA[model_type]}
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+    text = json.dumps({**config, "quantization_config": settings})
+    (out / "config.json").write_text(text)
+    arch = MODELS[model_type]
+    rng = np.random.default_rng(0)
+    tensors = dict(
+        item for weight in arch.weights(arch.config(config)) for item in layer_tensors(weight, rng)
+    )
+    save_file(tensors, out / "model.safetensors")
+    names = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
+    (out / "model.safetensors.index.json").write_text(json.dumps(names))
+    return out
+
+
+def layer_tensors(
+    weight: Weight, rng: np.random.Generator
+) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    def floats(*shape: int) -> np.ndarray[Any, Any]:
+        return rng.uniform(0.5, 1.5, shape).astype(np.float16)
+
+    quantized = weight.role != "norm" and SCHEMES["q4f16_autoawq"].quantizes(weight.role)
+    for layer, n in zip(weight.sources, weight.rows, strict=True):
+        k = weight.k
+        if quantized:
+            words = rng.integers(-(2**31), 2**31, (k + k // 128, n // 8)).astype(np.int32)
+            yield f"{layer}.qweight", words[:k]
+            yield f"{layer}.qzeros", words[k:]
+            yield f"{layer}.scales", floats(k // 128, n)
+        else:
+            yield f"{layer}.weight", floats(n, k) if k else floats(n)
+        if weight.bias:
+            yield f"{layer}.bias", floats(n)
