@@ -70,8 +70,8 @@ def test_encoded_as_declared_and_back(row, k):
     assert np.array_equal(back.dequantize()[:, :k], q.dequantize())
     error = np.abs(back.dequantize()[:, :k] - w.astype(np.float32))
     step = np.repeat(q.scale.astype(np.float32), row.group, axis=1)[:, :k]
-    # Sums up to 254 keep steps of 1/8 in float16, so eight bits round that much worse.
-    assert np.all(error[2:] <= step[2:] * (0.57 if row.bits == 8 else 0.52))
+    # Quotients and sums keep steps of 1/16 and 1/8 in float16, so eight bits round worse.
+    assert np.all(error[2:] <= step[2:] * (0.6 if row.bits == 8 else 0.52))
 
 
 def test_kn_is_nk_turned_and_the_embedding_stays_nk():
