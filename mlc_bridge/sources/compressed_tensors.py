@@ -201,7 +201,9 @@ def _rank(target: str, layer: str) -> int:
             ) from None
     if target == layer or layer.endswith(f".{target}"):
         return 3
-    return 1 if target[:1].isupper() else 0  # a class: every quantized layer is of it
+    if target == "Embedding":
+        return int("embed" in layer.rpartition(".")[2])
+    return int(target.endswith("Linear"))  # the class of every other layer
 
 
 def _bits(layer: str, args: Mapping[str, Any]) -> int:

@@ -52,6 +52,7 @@ def add_groups(settings: dict[str, Any], *more: tuple[list[str], dict[str, Any]]
         ([Q], ["re:.*q_proj"]),
         (["self_attn.q_proj"], ["Linear"]),
         (["re:.*mlp.*", "re:.*self_attn.*"], ["Linear"]),
+        (["Linear"], ["Embedding"]),
     ],
 )
 @pytest.mark.parametrize("right_first", [True, False])
