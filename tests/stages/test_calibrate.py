@@ -22,9 +22,6 @@ from mlc_bridge.engine.tokenizer import Tokenizer
 from mlc_bridge.errors import ArtifactError, ConfigError
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages import calibration_run
-from mlc_bridge.stages import compile as compile_stage
-from mlc_bridge.stages import convert_weight as convert_stage
-from mlc_bridge.stages import gen_config as config_stage
 from mlc_bridge.stages.calibrate import (
     CALIBRATED,
     CALIBRATING,
@@ -171,9 +168,8 @@ def test_amax_is_that_of_pytorch(model, tmp_path, monkeypatch):
     """The same graph in float32 arithmetic, so that nothing but the sum's order differs."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    float32 = {CALIBRATING: replace(SCHEMES[CALIBRATING], model_dtype="float32")}
-    for stage in (config_stage, convert_stage, compile_stage):
-        monkeypatch.setattr(stage, "SCHEMES", float32)
+    float32 = replace(SCHEMES[CALIBRATING], model_dtype="float32")
+    monkeypatch.setitem(SCHEMES._items, CALIBRATING, float32)
     source = converted(model, tmp_path / "f32", CALIBRATING)
     compile_model(CompileJob(source, device="cpu"))
     job = CalibrateJob(source, tmp_path / "out", DATA, num_calibration_samples=SAMPLES)
