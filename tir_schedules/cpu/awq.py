@@ -88,11 +88,9 @@ class AwqWeight:
         """Scales of channels n ... n + lanes - 1 as float32."""
         half = min(lanes, CODES)
         last = tirx.IntImm(str(n.ty), self.n - half)
-        parts = [
-            simd.load(self.scales, [g, tirx.min(n + p, last)], half) for p in range(0, lanes, half)
-        ]
-        joined = parts[0] if len(parts) == 1 else simd.shuffle(parts, range(lanes))
-        return simd.widen(joined, lanes)
+        starts = [tirx.min(n + p, last) for p in range(0, lanes, half)]
+        parts = [simd.widen(simd.load(self.scales, [g, at], half), half) for at in starts]
+        return parts[0] if len(parts) == 1 else simd.shuffle(parts, range(lanes))
 
 
 def _constant(values: list[int], dtype: str) -> ir.Expr:

@@ -36,34 +36,33 @@ class QuantizedRows:
     lanes: int
 
     @staticmethod
-    def emit(c: Contraction, first: ir.Expr, rows: int, group: int, lanes: int) -> QuantizedRows:
-        """Quantize x[first ... first + rows - 1]; rows past the end repeat the last."""
+    def alloc(c: Contraction, rows: ir.Expr, group: int, lanes: int) -> QuantizedRows:
+        """Buffers for `rows` rows at the builder's current place."""
         block = block_of(group)
-        q = QuantizedRows(
-            T.alloc_buffer((rows, c.k // 2), "int32"),
-            T.alloc_buffer((rows, c.k // block), "float32"),
-            T.alloc_buffer((rows, c.k // block), "int32"),
+        return QuantizedRows(
+            T.alloc_buffer((rows, c.const(c.k // 2)), "int32"),
+            T.alloc_buffer((rows, c.const(c.k // block)), "float32"),
+            T.alloc_buffer((rows, c.const(c.k // block)), "int32"),
             block,
             lanes,
         )
-        raw = T.alloc_buffer((block,), "float32")
-        with T.serial(0, c.const(rows)) as r, T.serial(0, c.const(c.k // block)) as b:
-            row = T.bind(tirx.min(first + r, c.rows - 1))
-            q._quantize(c, raw, row, r, b)
-        return q
 
-    def _quantize(self, c: Contraction, raw: ir.Var, row: ir.Expr, r: ir.Expr, b: ir.Expr) -> None:
-        lanes, steps = (
-            min(self.lanes, self.block // 2),
-            self.block // min(self.lanes, self.block // 2),
-        )
+    def fill(self, c: Contraction, rows: ir.Expr, parallel: bool) -> None:
+        """Quantize x[0 ... rows - 1]."""
+        with simd.loop(parallel, rows) as r:
+            raw = T.alloc_buffer((self.block,), "float32")
+            with T.serial(0, c.const(c.k // self.block)) as b:
+                self._quantize(c, raw, r, b)
+
+    def _quantize(self, c: Contraction, raw: ir.Var, r: ir.Expr, b: ir.Expr) -> None:
+        lanes = min(self.lanes, self.block // 2)
         zero = tirx.IntImm("int32", 0)
         most = T.alloc_buffer((lanes,), "float32", scope="local")
         simd.store(most, [zero], simd.zeros("float32", lanes), lanes)
-        with T.serial(0, c.const(steps)) as i:
+        with T.serial(0, c.const(self.block // lanes)) as i:
             with T.vectorized(0, c.const(lanes)) as lane:
                 k = b * self.block + i * lanes + lane
-                T.buffer_store(raw, c.x(row, k).astype("float32"), [i * lanes + lane])
+                T.buffer_store(raw, c.x(r, k).astype("float32"), [i * lanes + lane])
             size = simd.absolute(simd.load(raw, [i * lanes], lanes), lanes)
             simd.store(most, [zero], tirx.max(simd.load(most, [zero], lanes), size), lanes)
         peak = T.bind(simd.across(tirx.max, simd.load(most, [zero], lanes), lanes))

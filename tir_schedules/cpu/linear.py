@@ -13,6 +13,7 @@ from tvm.tirx.script.builder import ir as T
 from ..contraction import Contraction, find
 from . import awq_gemv, simd
 from .awq import AwqWeight
+from .awq_gemm import emit_awq_gemm
 from .evaluated import EvaluatedWeight
 from .float_gemv import FEW, emit_float_gemv
 from .gemm import Tiles, emit_gemm
@@ -40,36 +41,43 @@ class Linear:
 
 
 def _body(c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target) -> tirx.Stmt:
-    lanes = simd.float_lanes(target)
     with IRBuilder() as builder, T.sblock("root"):
         T.reads([])
         T.writes([])
-        few = _few_rows(c, weight, target, lanes)
-        many = partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
-        rows = c.fixed_rows()
-        if few is None or (rows is not None and rows > FEW):
-            many()
-        elif rows is not None:
-            few()
-        else:
-            with T.If(c.rows <= FEW):
-                with T.Then():
-                    few()
-                with T.Else():
-                    many()
+        _dispatch(c, _kernels(c, weight, target))
     return builder.get()
 
 
-def _few_rows(
-    c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target, lanes: int
-) -> Callable[[], None] | None:
-    """The kernel that streams the weight once, where its layout has one."""
+Kernels = list[tuple[int | None, Callable[[], None]]]
+
+
+def _kernels(c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target) -> Kernels:
+    """Kernels with the largest number of rows that each is for, `None` for any."""
+    lanes = simd.float_lanes(target)
+    if isinstance(weight, AwqWeight) and awq_gemv.applies(c, weight, target, lanes):
+        layer = (c, weight, target, lanes)
+        return [
+            (1, partial(awq_gemv.emit_awq_gemv, *layer, 1)),
+            (FEW, partial(awq_gemv.emit_awq_gemv, *layer, FEW)),
+            (None, partial(emit_awq_gemm, *layer)),
+        ]
+    many = partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
     if isinstance(weight, EvaluatedWeight) and weight.nk:
-        return partial(emit_float_gemv, c, weight, target, lanes)
-    if (
-        isinstance(weight, AwqWeight)
-        and c.fixed_rows() == 1
-        and awq_gemv.applies(c, weight, target, lanes)
-    ):
-        return partial(awq_gemv.emit_awq_gemv, c, weight, target, lanes)
-    return None
+        return [(FEW, partial(emit_float_gemv, c, weight, target, lanes)), (None, many)]
+    return [(None, many)]
+
+
+def _dispatch(c: Contraction, kernels: Kernels) -> None:
+    """The kernel for the number of rows: chosen now where it is known, else at run time."""
+    (most, emit), *rest = kernels
+    rows = c.fixed_rows()
+    if most is None or (rows is not None and rows <= most):
+        emit()
+    elif rows is not None:
+        _dispatch(c, rest)
+    else:
+        with T.If(c.rows <= most):
+            with T.Then():
+                emit()
+            with T.Else():
+                _dispatch(c, rest)

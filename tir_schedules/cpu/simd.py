@@ -45,6 +45,13 @@ def one(like: ir.Expr) -> ir.Expr:
     return tirx.IntImm(str(like.ty), 1)
 
 
+def prefetch(buffer: ir.Var, indices: Sequence[ir.Expr]) -> None:
+    """Ask for the cache line of an element; an address past the end does no harm."""
+    address = tirx.address_of(tirx.BufferLoad(buffer, list(indices)))
+    read, keep, data = (tirx.IntImm("int32", i) for i in (0, 3, 1))
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, keep, data))
+
+
 def widen(value: ir.Expr, lanes: int) -> ir.Expr:
     """The vector as float32 (bfloat16 by its bits: TVM's own cast of bound vectors is wrong)."""
     if str(value.ty).startswith("bfloat16"):
@@ -130,6 +137,18 @@ def nibble_pairs(even: ir.Expr, odd: ir.Expr, lanes: int) -> list[ir.Expr]:
     return pairs
 
 
+def twice(codes: ir.Expr, lanes: int) -> ir.Expr:
+    """int32 lanes below 2^15 as pairs of equal int16."""
+    return codes | (codes << splat(tirx.IntImm("int32", 16), lanes))
+
+
+def subtract_pairs(a: ir.Expr, b: ir.Expr, lanes: int) -> ir.Expr:
+    """a - b on the int16 halves of int32 lanes."""
+    shorts = f"int16x{2 * lanes}"
+    difference = tirx.reinterpret(shorts, a) - tirx.reinterpret(shorts, b)
+    return tirx.reinterpret(f"int32x{lanes}", difference)
+
+
 def _words(value: int, lanes: int) -> ir.Expr:
     return splat(tirx.IntImm("uint32", value), lanes)
 
@@ -204,10 +223,10 @@ def loop(parallel: bool, extent: ir.Expr) -> AbstractContextManager[ir.Var]:
 class Registers:
     """A grid of accumulators, one vector register each."""
 
-    def __init__(self, rows: int, columns: int, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, rows: int, columns: int, lanes: int, dtype: str = "float32") -> None:
+        self.lanes, self.dtype = lanes, dtype
         self.grid = [
-            [T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(columns)]
+            [T.alloc_buffer((lanes,), dtype, scope="local") for _ in range(columns)]
             for _ in range(rows)
         ]
 
@@ -219,7 +238,7 @@ class Registers:
 
     def clear(self) -> None:
         """All zero."""
-        zero = splat(tirx.FloatImm("float32", 0.0), self.lanes)
+        zero = zeros(self.dtype, self.lanes)
         for row, line in enumerate(self.grid):
             for column in range(len(line)):
                 self.set(row, column, zero)
