@@ -71,7 +71,9 @@ def test_encoded_as_declared_and_back(row, k):
     error = np.abs(back.dequantize()[:, :k] - w.astype(np.float32))
     step = np.repeat(q.scale.astype(np.float32), row.group, axis=1)[:, :k]
     # Quotients and sums keep steps of 1/16 and 1/8 in float16, so eight bits round worse.
-    assert np.all(error[2:] <= step[2:] * (0.6 if row.bits == 8 else 0.52))
+    # A scale below the normal range of float16 is off by more than 2^-11 itself.
+    normal = step >= 2.0**-14
+    assert np.all(error[normal] <= step[normal] * (0.6 if row.bits == 8 else 0.52))
 
 
 def test_kn_is_nk_turned_and_the_embedding_stays_nk():
