@@ -154,7 +154,11 @@ class TokenizerFiles:
         try:
             return Tokenizer.from_buffer(self.contents["tokenizer.json"])
         except KeyError:
-            raise ConfigError("the checkpoint has no tokenizer", where=self.directory) from None
+            raise ConfigError(
+                "the checkpoint has no tokenizer",
+                where=self.directory,
+                todo="Copy tokenizer.json and tokenizer_config.json of the original model here",
+            ) from None
         except Exception as error:  # the Rust library raises bare Exception
             raise ConfigError(
                 f"the tokenizers library refuses it: {error}",

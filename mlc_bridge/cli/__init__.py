@@ -10,6 +10,12 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of ``mlc-bridge`` and ``python -m mlc_bridge``."""
+    from mlc_bridge.cli.exits import guarded
+
+    guarded(_run)()  # importing can fail too: a broken plugin, say
+
+
+def _run() -> None:
     from mlc_bridge.cli.app import run
 
     run()

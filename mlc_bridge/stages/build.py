@@ -26,7 +26,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME
 from mlc_bridge.artifact.tensor_cache import read_index
-from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.errors import ArtifactError, BridgeError, ConfigError
 from mlc_bridge.stages.calibrate import (
     CALIBRATED,
     CALIBRATING,
@@ -293,6 +293,9 @@ def _beside(output: Path) -> Iterator[Path]:
         if output.exists():
             output.replace(old)
         work.replace(output)
+    except BridgeError as error:  # name the directory that the user knows
+        error.args = (str(error).replace(str(work), str(output)),)
+        raise
     finally:
         if old.exists() and not output.exists():
             old.replace(output)

@@ -122,6 +122,13 @@ def test_fp8_wants_data_before_the_work_starts(example_float: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_errors_name_the_output_not_the_work_directory(tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    with pytest.raises(ArtifactError, match="here") as error, stage._beside(output) as work:
+        raise ArtifactError("here", where=work / "shard")
+    assert str(error.value).startswith(str(output / "shard"))
+
+
 def test_unwritable_output_is_said_before_the_work(example_awq: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BridgeError, match="cannot be written"):
