@@ -14,12 +14,14 @@ import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from tvm.target import Target
+from typing import TYPE_CHECKING, Any
 
 from mlc_bridge.errors import CompileError
+
+if TYPE_CHECKING:
+    from tvm.target import Target
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -68,15 +70,15 @@ def cpu_features(cpuinfo: str | None = None) -> list[str]:
     return sorted(names)
 
 
-def kernel_flags(target: Target) -> list[str]:
-    """The /proc/cpuinfo names of the features that code for ``target`` may use."""
+def kernel_flags(options: Mapping[str, Any]) -> list[str]:
+    """The /proc/cpuinfo names of the features that code for a target may use."""
     theirs = {RENAMED.get(flag, flag): flag for flag in X86} | {v: k for k, v in ARM.items()}
-    wanted = {str(f)[1:] for f in target.attrs.get("mattr", ()) if str(f).startswith("+")}
+    wanted = {str(f)[1:] for f in options.get("mattr", ()) if str(f).startswith("+")}
     return sorted(flag for ours, flag in theirs.items() if ours in wanted)
 
 
-def host_target() -> Target:
-    """LLVM for this very machine."""
+def host_options() -> dict[str, Any]:
+    """TVM's description of LLVM for this very machine."""
     features = cpu_features()
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     options: dict[str, Any] = {"kind": "llvm", "num-cores": os.cpu_count() or 1}
@@ -89,22 +91,42 @@ def host_target() -> Target:
         # Tuning: else LLVM splits vpdpwssd into two instructions, a third more of them in the
         # 4-bit kernels.
         options["mattr"].append("+fast-dpwssd")
-    return Target(options)
+    return options
 
 
-def choose_target(device: str = "auto", target: str | None = None) -> Target:
-    """The target of ``--device`` (auto, cpu, cuda) or of ``--target``, which wins.
+def target_options(device: str = "auto", target: str | None = None) -> dict[str, Any]:
+    """TVM's description of ``--device`` (auto, cpu, cuda) or of ``--target``, which wins.
 
-    Raises CompileError for a target that cannot be read or a device that is not there.
+    Needs no tvm but for a CUDA device. Raises CompileError for what cannot be read or is not there.
     """
     if target is not None:
-        return _parse(target)
+        return _written(target)
     if device in ("auto", "cpu"):
-        return host_target()
+        return host_options()
     kind, _, number = device.partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
         raise CompileError("unknown device", found=repr(device), expected="auto, cpu or cuda")
-    return _parse(f"cuda -arch={_cuda_arch(int(number or 0))}")
+    return _written(f"cuda -arch={_cuda_arch(int(number or 0))}")
+
+
+def make_target(options: Mapping[str, Any]) -> Target:
+    """The TVM target; what TVM does not know is a CompileError."""
+    from tvm.target import Target
+
+    try:
+        return Target(dict(options))
+    except Exception as error:
+        raise _unusable(json.dumps(options), error) from error
+
+
+def host_target() -> Target:
+    """LLVM for this very machine."""
+    return make_target(host_options())
+
+
+def choose_target(device: str = "auto", target: str | None = None) -> Target:
+    """The target of ``--device`` or of ``--target``, which wins."""
+    return make_target(target_options(device, target))
 
 
 def _cuda_arch(index: int) -> str:
@@ -120,21 +142,23 @@ def _cuda_arch(index: int) -> str:
     return "sm_" + device.compute_version.replace(".", "")
 
 
-def _parse(text: str) -> Target:
+def _written(text: str) -> dict[str, Any]:
     try:
         options = _options(text.strip())
-        if options.get("kind") == "cuda":
-            options.setdefault("host", json.loads(str(host_target())))
-        return Target(options)
-    except CompileError:
-        raise
+        if options["kind"] == "cuda":
+            options.setdefault("host", host_options())
     except Exception as error:
-        raise CompileError(
-            "this target cannot be used",
-            where="--target",
-            found=f"{text!r} ({str(error).splitlines()[0][:160]})",
-            expected="llvm, llvm -mcpu=NAME -mattr=+A,+B, cuda -arch=sm_NN, or TVM's JSON",
-        ) from error
+        raise _unusable(text, error) from error
+    return options
+
+
+def _unusable(text: str, error: Exception) -> CompileError:
+    return CompileError(
+        "this target cannot be used",
+        where="--target",
+        found=f"{text!r} ({(str(error).splitlines() or ['?'])[0][:160]})",
+        expected="llvm, llvm -mcpu=NAME -mattr=+A,+B, cuda -arch=sm_NN, or TVM's JSON",
+    )
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -144,7 +168,7 @@ def _options(text: str) -> dict[str, Any]:
         return {"kind": "cuda", "arch": text}
     kind, *flags = text.split()
     if kind == "llvm" and not flags:
-        return json.loads(str(host_target()))
+        return host_options()
     options: dict[str, Any] = {"kind": kind}
     for flag in flags:
         name, equals, value = flag.lstrip("-").partition("=")

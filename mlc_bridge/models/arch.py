@@ -62,6 +62,8 @@ def parameters(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ())
     if weight.bias:
         params["bias"] = Spec((weight.n,), scheme.model_dtype)
     if weight.experts:
+        if quantized:
+            scheme.dequantize(weight.k)  # refuses by name where a scheme has no experts
         params = {s: replace(p, shape=(weight.experts, *p.shape)) for s, p in params.items()}
     return params
 

@@ -7,6 +7,9 @@ refuse weights of another build before it starts.
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.manifest import fingerprint
+from mlc_bridge.compiler.cache import build_key, default_directory, fetch, store
+from mlc_bridge.compiler.linker import find_linker
+from mlc_bridge.compiler.target import kernel_flags, make_target, target_options
 from mlc_bridge.errors import CompileError, MissingDependency
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.arch import parameters
@@ -30,11 +36,17 @@ if TYPE_CHECKING:
     from mlc_bridge.schemes import Scheme
 
 STEPS = ("graph", "compile", "link")
+PACKAGE = Path(__file__).parents[1]
+COMPILER = [PACKAGE / room for room in ("models", "schemes", "compiler")]
 
 
 @dataclass(frozen=True)
 class CompileJob:
-    """``model_dir`` is an artifact directory; the limits default to those of its config."""
+    """``model_dir`` is an artifact directory; the limits default to those of its config.
+
+    With ``cache`` a library of an equal build is copied from the user's cache directory and a new
+    one kept there. ``dump`` gets the module after each phase, and always compiles.
+    """
 
     model_dir: str | Path
     output: str | Path | None = None
@@ -44,6 +56,7 @@ class CompileJob:
     prefill_chunk_size: int | None = None
     max_batch_size: int | None = None
     dump: str | Path | None = None
+    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,31 @@ class CompileReport:
     memory_usage: dict[str, int]
     """Function -> bytes of working memory planned for it."""
     fingerprint: str
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class CompilePlan:
+    """Everything that the artifact's config decides; needs no compiler."""
+
+    arch: Arch
+    scheme: Scheme
+    config: ModelConfig
+    target: dict[str, Any]
+    metadata: dict[str, Any]
+    active_vocab: int | None
+
+    @property
+    def key(self) -> str:
+        """Equal keys mean equal libraries."""
+        described = {
+            "target": self.target,
+            "metadata": self.metadata,
+            "model_config": self.config.asdict(),
+            "linker": find_linker(),
+        }
+        own = [_source(type(self.arch)), _source(type(self.scheme)), Path(__file__)]
+        return build_key(described, [*COMPILER, *_schedules(), *own])
 
 
 def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport:
@@ -63,39 +101,31 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
 
     Raises ArtifactError or ConfigError for the config, CompileError for target and toolchain.
     """
-    try:
-        import tvm  # noqa: F401
-    except ImportError as error:
-        raise MissingDependency("apache-tvm", "compile", "pip install 'mlc-bridge[tvm]'") from error
-    from mlc_bridge.compiler.pipeline import compile_module, export
-    from mlc_bridge.compiler.target import choose_target
-
     started = time.perf_counter()
-    target = choose_target(job.device, job.target)
     output = Path(job.output or Path(job.model_dir) / "lib.so")
     if output.is_dir():
         raise CompileError("the output is a directory", where=output, expected="a file name")
     progress(STEPS[0], 0, len(STEPS))
-    unit = plan(job, target)
-    progress(STEPS[1], 1, len(STEPS))
-    executable = compile_module(unit, target, Path(job.dump) if job.dump else None)
-    progress(STEPS[2], 2, len(STEPS))
-    export(executable, output)
-    progress(STEPS[2], 3, len(STEPS))
+    plan = make_plan(job)
+    use = job.cache and job.dump is None
+    kept = fetch(default_directory(), plan.key, output) if use else None
+    notes = kept or _build(plan, output, Path(job.dump) if job.dump else None, progress)
+    if use and not kept:
+        store(default_directory(), plan.key, output, notes)
+    progress(STEPS[2], len(STEPS), len(STEPS))
     return CompileReport(
         path=output,
-        target=str(target),
+        target=json.dumps(plan.target),
         size=output.stat().st_size,
         seconds=time.perf_counter() - started,
-        memory_usage=dict(unit.usage),
-        fingerprint=unit.metadata["mlc_bridge"]["fingerprint"],
+        memory_usage=notes["memory_usage"],
+        fingerprint=plan.metadata["mlc_bridge"]["fingerprint"],
+        cached=kept is not None,
     )
 
 
-def plan(job: CompileJob, target: Target) -> Unit:
-    """Everything the compiler needs to know, from the artifact's config alone."""
-    from mlc_bridge.compiler.pipeline import Unit
-
+def make_plan(job: CompileJob) -> CompilePlan:
+    """Read the artifact's config and the wish for a target; every bad value is met here."""
     chat = ChatConfig.load(job.model_dir)
     arch, scheme = MODELS[chat.model_type], SCHEMES[chat.quantization]
     config = arch.config(
@@ -104,13 +134,41 @@ def plan(job: CompileJob, target: Target) -> Unit:
         prefill_chunk_size=job.prefill_chunk_size or chat.prefill_chunk_size,
         max_batch_size=job.max_batch_size,
     )
+    target = target_options(job.device, job.target)
+    metadata = lib_metadata(chat, arch, config, scheme, kernel_flags(target))
+    return CompilePlan(arch, scheme, config, target, metadata, chat.active_vocab_size)
+
+
+def _build(
+    plan: CompilePlan, output: Path, dump: Path | None, progress: Progress
+) -> dict[str, Any]:
+    try:
+        import tvm  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency("apache-tvm", "compile", "pip install 'mlc-bridge[tvm]'") from error
+    from mlc_bridge.compiler.pipeline import compile_module, export
+
+    target = make_target(plan.target)
+    unit = make_unit(plan, target)
+    progress(STEPS[1], 1, len(STEPS))
+    executable = compile_module(unit, target, dump)
+    progress(STEPS[2], 2, len(STEPS))
+    export(executable, output)
+    return {"memory_usage": dict(unit.usage)}
+
+
+def make_unit(plan: CompilePlan, target: Target) -> Unit:
+    """The traced graph and all that the compiler must know beside it."""
+    from mlc_bridge.compiler.pipeline import Unit
+
+    config = plan.config
     with target:
-        graph = arch.graph(config, scheme)
+        graph = plan.arch.graph(config, plan.scheme)
         mod, _ = graph.export_tvm(spec=graph.functions())[:2]
     return Unit(
         mod=mod,
-        cache=cache_layout(graph.spec, scheme),
-        metadata=lib_metadata(chat, arch, config, scheme, target),
+        cache=cache_layout(graph.spec, plan.scheme),
+        metadata=plan.metadata,
         chunk=config.prefill_chunk_size,
         vocab=config.vocab_size,
         bounds={
@@ -118,8 +176,17 @@ def plan(job: CompileJob, target: Target) -> Unit:
             "seq_len": config.prefill_chunk_size,
             "batch_size": config.max_batch_size,
         },
-        active_vocab=chat.active_vocab_size,
+        active_vocab=plan.active_vocab,
     )
+
+
+def _source(kind: type) -> Path:
+    return Path(inspect.getfile(kind))
+
+
+def _schedules() -> list[Path]:
+    found = importlib.util.find_spec("tir_schedules")
+    return [Path(place) for place in (found.submodule_search_locations or ())] if found else []
 
 
 def cache_layout(spec: DecoderSpec, scheme: Scheme) -> CacheLayout:
@@ -144,11 +211,10 @@ def cache_layout(spec: DecoderSpec, scheme: Scheme) -> CacheLayout:
 
 
 def lib_metadata(
-    chat: ChatConfig, arch: Arch, config: ModelConfig, scheme: Scheme, target: Target
+    chat: ChatConfig, arch: Arch, config: ModelConfig, scheme: Scheme, cpu_flags: list[str]
 ) -> dict[str, Any]:
     """The lib's ``_metadata``, but for the memory usage that the compiler adds."""
     from mlc_bridge import __version__
-    from mlc_bridge.compiler.target import kernel_flags
 
     params = [
         (f"{weight.path}.{suffix}", spec.shape, spec.dtype)
@@ -176,6 +242,6 @@ def lib_metadata(
         "mlc_bridge": {
             "version": __version__,
             "fingerprint": fingerprint(chat.model_type, config.asdict(), params),
-            "cpu_flags": kernel_flags(target),
+            "cpu_flags": cpu_flags,
         },
     }

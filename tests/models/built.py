@@ -25,7 +25,7 @@ from mlc_bridge.compiler.target import host_target
 from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
 from mlc_bridge.models.arch import is_quantized, parameters
 from mlc_bridge.schemes import SCHEMES, Scheme, for_role
-from mlc_bridge.stages.compile import CompileJob, plan
+from mlc_bridge.stages.compile import CompileJob, make_plan, make_unit
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 
 Array = np.ndarray[Any, Any]
@@ -55,7 +55,7 @@ def build(checkpoint: Path, out: Path, quantization: str, **limits: int) -> Buil
     config = arch.config(hf, **limits)
     write_config(out, arch, config, scheme)
     target = host_target()
-    unit = plan(CompileJob(out), target)
+    unit = make_unit(make_plan(CompileJob(out)), target)
     cache = read_index(out)
     names = [param["name"] for param in unit.metadata["params"]]
     lib = Lib(compile_module(unit, target), {n: cache.array(n) for n in names}, names)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from built import Built, build
+from tiny import save
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
 Build = Callable[..., Built]
+Checkpoints = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +31,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
 @pytest.fixture(scope="session")
 def examples() -> Path:
     return EXAMPLES
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """``checkpoints(name)``: the directory of a tiny random model."""
+    done: dict[str, Path] = {}
+
+    def once(name: str) -> Path:
+        if name not in done:
+            done[name] = save(name, tmp_path_factory.mktemp(name))
+        return done[name]
+
+    return once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tvm import relax
 
 from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.errors import ArtifactError, BridgeError, CompileError, ConfigError
-from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
+from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model, make_plan
 
 SMALL = {
     "hidden_size": 64,
@@ -58,6 +59,13 @@ def write(directory: Path, **changes: Any) -> Path:
 def report(tmp_path_factory: pytest.TempPathFactory) -> CompileReport:
     directory = write(tmp_path_factory.mktemp("artifact"))
     return compile_model(CompileJob(directory, dump=directory / "dump"))
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mlc-bridge" / "libs"
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +136,44 @@ def test_functions_that_engines_call(report: CompileReport) -> None:
     ):  # fmt: skip
         assert vm[name] is not None
     assert vm["alloc_embedding_tensor"]().shape == (64, 64)
+
+
+def test_second_compile_is_a_copy(tmp_path: Path, own_cache: Path) -> None:
+    job = CompileJob(write(tmp_path), output=tmp_path / "a.so", max_batch_size=2)
+    first, again = compile_model(job), compile_model(replace(job, output=tmp_path / "b.so"))
+    assert (first.cached, again.cached) == (False, True)
+    assert again.memory_usage == first.memory_usage
+    assert again.path.read_bytes() == first.path.read_bytes()
+    assert again.seconds < 1
+    assert [p.suffix for p in sorted(own_cache.iterdir())] == [".json", ".so"]
+
+    (library,) = own_cache.glob("*.so")
+    library.write_bytes(library.read_bytes()[:-1] + b"?")
+    assert not compile_model(job).cached  # damaged: built again, and kept again
+    assert compile_model(job).cached
+    assert not compile_model(replace(job, cache=False)).cached
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"max_batch_size": 3},
+        {"prefill_chunk_size": 32},
+        {"context_window_size": 128},
+        {"target": "llvm -mcpu=x86-64-v3"},
+        {"target": "sm_80"},
+    ],
+)
+def test_what_matters_changes_the_key(tmp_path: Path, other: dict[str, Any]) -> None:
+    job = CompileJob(write(tmp_path))
+    assert make_plan(job).key == make_plan(job).key
+    assert make_plan(replace(job, **other)).key != make_plan(job).key
+
+
+@pytest.mark.parametrize("change", [{"quantization": "q0f16"}, {"active_vocab_size": 100}])
+def test_the_config_changes_the_key(tmp_path: Path, change: dict[str, Any]) -> None:
+    before = make_plan(CompileJob(write(tmp_path))).key
+    assert make_plan(CompileJob(write(tmp_path, **change))).key != before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""Tiny random Hugging Face checkpoints, one per architecture and variant, made on the spot.
+
+Weights are drawn wide (``initializer_range``), so that attention is far from uniform: a window, a
+cap or a wrong rotation then shows in the logits by much more than any tolerance here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+WINDOW = 12
+SHARED = {
+    "vocab_size": 320,
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.12,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0 + 0.02 * i for i in range(24)],
+    "long_factor": [1.5 + 0.1 * i for i in range(24)],
+    "original_max_position_embeddings": 256,
+    "partial_rotary_factor": 0.75,
+}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True, "head_dim": 32, "rope_parameters": LLAMA3_ROPE},
+    "llama-mha": {"model_type": "llama", "num_key_value_heads": 4},
+    "mistral": {"sliding_window": WINDOW},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"attention_bias": True},
+    "gemma2": {
+        "sliding_window": WINDOW,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 4.0,
+        "query_pre_attn_scalar": 48,
+    },
+    "gemma3_text": {
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window_pattern": 2,
+        "rope_parameters": GEMMA3_ROPE,
+        "query_pre_attn_scalar": 48,
+    },
+    "phi3": {
+        "rope_parameters": LONGROPE,
+        "original_max_position_embeddings": 256,
+        "sliding_window": WINDOW,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "moe_intermediate_size": 256,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+}
+
+
+def save(name: str, directory: Path) -> Path:
+    """Write the checkpoint of ``MODELS[name]`` in float32, as transformers saves it."""
+    fields = {**SHARED, **MODELS[name]}
+    kind = fields.pop("model_type", name)
+    config = transformers.AutoConfig.for_model(kind, **fields)
+    torch.manual_seed(len(name))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for key, tensor in model.named_parameters():
+            if "norm" in key or key.endswith("bias"):  # ones and zeros show nothing
+                tensor.normal_(std=0.2).add_(0.0 if key.endswith("bias") else 0.7)
+    model.save_pretrained(directory)
+    return directory
