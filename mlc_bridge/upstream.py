@@ -41,6 +41,7 @@ from mlc_bridge.models.arch import Arch, Weight
 from mlc_bridge.packing import Array
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.schemes.autoawq import AutoAWQ
+from mlc_bridge.schemes.group_quant import GroupQuant
 from mlc_bridge.sources import SOURCES
 from mlc_bridge.sources.hub import resolve
 from mlc_bridge.stages.calibrate import CalibrateJob
@@ -236,6 +237,7 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
         seconds=time.perf_counter() - start,
         memory_usage={},
         fingerprint=_lib_fingerprint(chat),
+        cached=False,
     )
 
 
@@ -367,17 +369,28 @@ def _awq_params(
 
 def _schemes() -> Iterator[Any]:
     """Our rows that MLC's own classes can describe."""
-    from mlc_llm.quantization import AWQQuantize
+    from mlc_llm.quantization import AWQQuantize, GroupQuantize
 
     for scheme in SCHEMES.values():
+        shared: dict[str, Any] = {"name": scheme.name, "storage_dtype": "uint32"}
         if isinstance(scheme, AutoAWQ) and scheme.group:
             yield AWQQuantize(
-                name=scheme.name,
                 kind="awq",
                 group_size=scheme.group,
                 quantize_dtype="int4",
-                storage_dtype="uint32",
                 model_dtype=scheme.model_dtype,
+                **shared,
+            )
+        elif isinstance(scheme, GroupQuant):
+            yield GroupQuantize(
+                kind="group-quant",
+                group_size=scheme.group,
+                quantize_dtype=f"int{scheme.bits}",
+                model_dtype=scheme.model_dtype,
+                linear_weight_layout="KN" if scheme.transposed else "NK",
+                quantize_embedding=scheme.quantizes("embedding"),
+                quantize_final_fc=scheme.quantizes("lm_head"),
+                **shared,
             )
 
 

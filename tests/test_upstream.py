@@ -55,7 +55,7 @@ class TestPeer:
         upstream.register()
         again = upstream.register()
         assert (again.schemes, again.awq_models, again.sources) == ((), (), ())
-        assert "q4f16_autoawq_g64" in QUANTIZATION
+        assert {"q4f16_autoawq_g64", "q8f16_1"} <= set(QUANTIZATION)
         for name in ("llama", "mistral", "qwen2", "qwen3"):
             assert "awq" in theirs[name].source
             assert "awq" in theirs[name].quantize
@@ -85,7 +85,11 @@ class TestPeer:
 
     @pytest.mark.parametrize(
         ("folder", "scheme"),
-        [("stdlib-llama-7m-awq", "q4f16_autoawq"), ("stdlib-llama-7m", "q4f16_1")],
+        [
+            ("stdlib-llama-7m-awq", "q4f16_autoawq"),
+            ("stdlib-llama-7m", "q4f16_1"),
+            ("stdlib-llama-7m", "q8f16_1"),
+        ],
     )
     def test_their_stage_by_our_job(self, folder: str, scheme: str, tmp_path: Path) -> None:
         source = EXAMPLES / folder
