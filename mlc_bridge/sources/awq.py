@@ -92,7 +92,7 @@ class AwqVersion(Source):
         if bits != 4:
             raise SourceError(
                 "AutoAWQ's layouts hold 4-bit codes", where=name,
-                found=f"bits {bits} in the config", expected="bits 4",
+                found=f"bits {bits!r} in the config", expected="bits 4",
             )  # fmt: skip
         ckpt.require(name, None, self.words)
         if len(ckpt.shape(name)) != 2:
@@ -108,7 +108,7 @@ class AwqVersion(Source):
         if type(group) is not int or group <= 0 or k % group:
             raise SourceError(
                 "the group size does not divide the layer's input width", where=f"{layer}.qweight",
-                found=f"group_size {asked} and {k} input channels",
+                found=f"group_size {asked!r} and {k} input channels",
             )  # fmt: skip
         return group
 

@@ -107,9 +107,9 @@ class Checkpoint:
     @cached_property
     def quantization(self) -> dict[str, Any]:
         """The quantization settings of config.json, its text_config, or a file of their own."""
-        for config in (self.config, self.config.get("text_config") or {}):
+        for config in (self.config, self.config.get("text_config")):
             for key in ("quantization_config", "compression_config"):
-                if isinstance(config.get(key), dict):
+                if isinstance(config, dict) and isinstance(config.get(key), dict):
                     return dict(config[key])
         for name in QUANT_FILES:
             if found := self.json(name):

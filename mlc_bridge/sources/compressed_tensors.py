@@ -26,6 +26,7 @@ Origin: compressed-tensors 0.18 to 0.20, compressors/ and quantization/.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -119,23 +120,23 @@ class CompressedTensors(Source):
     def _block(self, ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns per scale, held against the scale's own shape."""
         args, (n, k), name = _weights(ckpt, layer), shape, f"{layer}.weight_scale"
-        group = args.get("group_size")
+        group, structure = args.get("group_size"), args.get("block_structure") or [0, 0]
         by_group = "tensor" if group is None else "channel" if group == -1 else "group"
         strategy = args.get("strategy") or by_group
-        structure = args.get("block_structure") or (0, 0)
-        blocks = {
-            "tensor": (n, k),
-            "channel": (1, k),
-            "group": (1, group or 0),
-            "block": (int(structure[0]), int(structure[1])),
-        }
-        block = blocks.get(str(strategy), (0, 0))
-        if min(block) <= 0 or (strategy == "group" and k % block[1]):
+        sizes: Any = {
+            "tensor": [n, k],
+            "channel": [1, k],
+            "group": [1, group],
+            "block": structure,
+        }.get(str(strategy), [])
+        fits = isinstance(sizes, list) and [type(s) is int and s > 0 for s in sizes] == [True, True]
+        if not fits or (strategy == "group" and k % sizes[1]):
             raise SourceError(
                 "the quantization blocks do not fit this layer", where=name,
-                found=f"strategy {strategy!r}, group_size {group}, block {list(structure)}",
+                found=f"strategy {strategy!r}, group_size {group!r}, block {structure!r}",
                 expected=f"blocks of whole columns of a weight {list(shape)}",
             )  # fmt: skip
+        block = (sizes[0], sizes[1])
         grid = (-(-n // block[0]), -(-k // block[1]))
         found = ckpt.shape(name)
         if found != grid and not (strategy == "tensor" and found in ((1,), ())):
@@ -155,11 +156,15 @@ def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
     A layer's own name wins over a pattern (``re:``), a pattern over a class such as ``Linear``.
     """
     settings = ckpt.quantization
-    groups = settings.get("config_groups") or {}
+    groups = settings.get("config_groups")
+    if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
+        raise SourceError("config_groups is no mapping of groups", where=layer, found=groups)
     _refuse_extras(settings, layer)
     best: tuple[int, Mapping[str, Any]] | None = None
     for group in groups.values():
-        rank = max((_rank(str(target), layer) for target in group.get("targets") or ()), default=0)
+        targets = group.get("targets")
+        targets = targets if isinstance(targets, list) else [targets]
+        rank = max((_rank(str(target), layer) for target in targets), default=0)
         if rank and (best is None or rank > best[0]):
             best = rank, group
     if best is None or not isinstance(best[1].get("weights"), dict):
@@ -178,11 +183,11 @@ def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
 
 
 def _refuse_extras(settings: Mapping[str, Any], layer: str) -> None:
-    sparse = settings.get("sparsity_config") or {}
-    if sparse.get("format", "dense") != "dense":
+    sparse = settings.get("sparsity_config")
+    if isinstance(sparse, dict) and sparse.get("format", "dense") != "dense":
         raise SourceError("sparse weights are not read", where=layer, found=sparse)
-    transforms = ((settings.get("transform_config") or {}).get("config_groups") or {}).values()
-    places = [str(a.get("location")) for t in transforms for a in t.get("apply") or ()]
+    text = json.dumps(settings.get("transform_config") or {})
+    places = re.findall(r'"location": "([^"]*)"', text)
     online = [p for p in places if not p.startswith("weight_")]
     if online:
         raise SourceError(

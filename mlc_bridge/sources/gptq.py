@@ -113,7 +113,7 @@ class GPTQ(Source):
         if bits not in (2, 4, 8):
             raise SourceError(
                 "GPTQ codes of this width are laid out in other ways", where=qweight,
-                found=f"bits {bits} in the config", expected="2, 4 or 8",
+                found=f"bits {bits!r} in the config", expected="2, 4 or 8",
             )  # fmt: skip
         ckpt.require(qweight, None, *WORDS)
         ckpt.require(f"{layer}.scales", None, np.float16, ml_dtypes.bfloat16, np.float32)
@@ -140,7 +140,8 @@ def _format(settings: Mapping[str, Any]) -> str:
 
 def _settings(settings: Mapping[str, Any], layer: str) -> dict[str, Any]:
     """The settings with the first ``dynamic`` override whose pattern matches the layer's name."""
-    for pattern, override in (settings.get("dynamic") or {}).items():
+    dynamic = settings.get("dynamic")
+    for pattern, override in dynamic.items() if isinstance(dynamic, dict) else ():
         try:
             hit = not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), layer)
         except re.error as error:
@@ -148,7 +149,7 @@ def _settings(settings: Mapping[str, Any], layer: str) -> dict[str, Any]:
                 "a dynamic pattern is no regular expression", where=pattern, found=error
             ) from None
         if hit:
-            return {**settings, **override}
+            return {**settings, **(override if isinstance(override, dict) else {})}
     return dict(settings)
 
 

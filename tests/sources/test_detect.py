@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -227,3 +228,38 @@ def test_detection_always_answers_or_explains(
     with pytest.raises(UnknownFormat) as error:
         detect(ckpt)
     assert all(f"{name} (" in str(error.value) for name in SOURCES)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 200) | st.sampled_from(["", "group", "4", "re:("]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.just("x"), inner, max_size=1),
+    max_leaves=3,
+)
+KEYS = {
+    "autoawq/w4-g32": ["bits", "group_size", "modules_to_not_convert", "version"],
+    "gptq/w4-g32-sym-v2": ["bits", "group_size", "dynamic", "checkpoint_format", "sym"],
+    "hf-fp8/block128": ["weight_block_size", "activation_scheme", "modules_to_not_convert"],
+    "compressed-tensors/pack-int4-sym-g32": [
+        "config_groups", "format", "ignore", "sparsity_config", "transform_config", "weights",
+        "targets", "num_bits", "group_size", "strategy", "block_structure", "symmetric",
+    ],
+}  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_odd_settings_are_read_or_refused(data: st.DataObject) -> None:
+    """Values of any kind in a config: the layer is read, or the error is one of ours."""
+    case = data.draw(st.sampled_from(sorted(KEYS)))
+    ckpt = Checkpoint.open(GOLDEN / case)
+    quantization = ckpt.config["quantization_config"]
+    places = [quantization]
+    for group in quantization.get("config_groups", {}).values():
+        places += [group, group["weights"]]
+    for key in data.draw(st.sets(st.sampled_from(KEYS[case]), min_size=1, max_size=2)):
+        data.draw(st.sampled_from(places))[key] = data.draw(ODD)
+    source = SOURCES[case.partition("/")[0]]
+    source.evidence(ckpt)
+    for layer in source.layers(ckpt):
+        with contextlib.suppress(SourceError):
+            source.read(ckpt, layer)
