@@ -224,8 +224,8 @@ def plan_limits(
     ``interactive`` serves one sequence; ``local`` four that share the larger of one window and 8192
     tokens; ``server`` all that the lib allows, within half of the memory that is free.
     """
-    # A lib with a context window masks its sliding window itself; without one the cache has to
-    roll. rolls = metadata["context_window_size"] <= 0
+    # A lib with a context window masks its sliding window itself; without one the cache must roll.
+    rolls = metadata["context_window_size"] <= 0
     sliding = int(metadata.get("sliding_window_size", -1)) if rolls else -1
     window = _smallest(
         metadata["context_window_size"], chat.context_window_size, config.context_window_size
