@@ -148,6 +148,26 @@ def reorder(codes: PackedArray, perm: Array | None) -> PackedArray:
     return codes if perm is None else pack(codes.unpack()[:, perm], codes.packing)
 
 
+def take_rows(q: QTensor, rows: Array) -> QTensor:
+    """The layer with output row ``rows[i]`` in place ``i``; ValueError where blocks mix rows."""
+    if q.block[0] not in (1, q.shape[0]):
+        raise ValueError(f"blocks of {q.block[0]} rows would mix rows")
+    whole = q.block[0] > 1
+    return replace(
+        q,
+        codes=_take(q.codes, rows),
+        scale=q.scale if whole else q.scale[rows],
+        zero=q.zero if whole or q.zero is None else _take(q.zero, rows),
+    )
+
+
+def _take(array: PackedArray, rows: Array) -> PackedArray:
+    if array.packing.axis == "n":
+        return pack(array.unpack()[rows], array.packing)
+    words = np.take(array.words, rows, axis=int(array.packing.transposed))
+    return PackedArray(words, array.packing, array.shape)
+
+
 def _rowwise(q: QTensor) -> QTensor:
     """Blocks one row high, so that layers of different n (or cut blocks) can be stacked."""
     n, bn = q.shape[0], q.block[0]
