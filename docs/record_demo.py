@@ -24,11 +24,13 @@ def main() -> None:
         shown, real = "dist/demo", str(Path(folder) / "demo")
         model = "examples/models/stdlib-llama-7m-awq"
         for arguments in (
-            ["build", model, "-o", real],
+            ["build", model, "-o", real, "--no-cache"],
             ["chat", real, "--temperature", "0", "--prompt", PROMPT],
         ):
             quoted = [f'"{a}"' if " " in a else a for a in arguments]
-            command = "mlc-bridge " + " ".join(quoted).replace(real, shown)
+            command = "mlc-bridge " + " ".join(quoted).replace(real, shown).replace(
+                " --no-cache", ""
+            )
             console.print(Text("$ ", style="green bold") + Text(command, style="bold"))
             ran = subprocess.run(
                 [sys.executable, "-m", "mlc_bridge", *arguments],

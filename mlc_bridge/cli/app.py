@@ -150,7 +150,8 @@ def _show_build(found: BuildReport) -> None:
             ("output", found.output),
             ("weights", f"{show.size(found.convert.nbytes)}, "
              f"{found.convert.bits_per_weight:.2f} bits per weight"),
-            ("library", f"{show.size(found.compile.size)} for {_target(found.compile.target)}"),
+            ("library", f"{show.size(found.compile.size)} for {_target(found.compile.target)}"
+             + (", from the cache" if found.compile.cached else "")),
             ("time", f"{times}, in all {sum(found.times.values()):.2f} s"),
             ("try it", f"mlc-bridge chat {found.output}"),
         ],

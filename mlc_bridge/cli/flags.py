@@ -41,6 +41,7 @@ HELP = {
     "batch": "Sequences decoded together.",
     "repeats": "Runs of each measurement.",
     "backend": "embedded, or mlc_llm: MLC LLM's own tools.",
+    "cache": "Take an equal library from the user's cache, and keep a new one there.",
     "dump": "Directory for the module after each phase.",
     "threads": "Threads to use.",
     "model_lib": "Compiled library; default is lib.so in the model directory.",
@@ -100,10 +101,10 @@ def _annotation(field: dataclasses.Field[Any], hint: Any, *, first: bool) -> Any
     text = HELP.get(field.name, "")
     if first:
         return Annotated[wanted, typer.Argument(help=text, show_default=False)]
-    if not _needed(field) and field.default not in (None, False):
+    if not _needed(field) and field.default not in (None, False, True):
         text = f"{text} [default: {field.default}]".strip()
     flag = f"--{field.name.replace('_', '-')}"
-    if hint == bool | None:  # three answers: yes, no, and the Job's own choice
+    if hint == bool | None or field.default is True:  # where "no" must be sayable
         flag = f"{flag}/--no-{flag[2:]}"
     names = ("-o", flag) if field.name == "output" else (flag,)
     return Annotated[wanted, typer.Option(*names, help=text, show_default=False)]

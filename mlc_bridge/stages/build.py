@@ -73,6 +73,7 @@ class BuildJob:
     calibration_dataset: str | None = None
     num_calibration_samples: int = 16
     backend: str = "embedded"
+    cache: bool = True
 
     @classmethod
     def from_recipe(cls, recipe: str | Path | None, **given: Any) -> BuildJob:

@@ -126,7 +126,7 @@ def test_signals_leave_nothing_behind(
     """Stopped while it compiles; the directory it works in is beside the output."""
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*COMMAND, "build", str(example_awq), "-o", str(out)],
+        [*COMMAND, "build", str(example_awq), "-o", str(out), "--no-cache"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
