@@ -25,10 +25,7 @@ def case_id(path: Path) -> str:
 
 
 def open_case(case: Path) -> tuple[Checkpoint, Checkpoint]:
-    weights = sorted(p for p in case.glob("*.pt"))
-    return Checkpoint.open(weights[0] if weights else case), Checkpoint.open(
-        case / "expected.safetensors"
-    )
+    return Checkpoint.open(case), Checkpoint.open(case / "expected.safetensors")
 
 
 def expected_layers(expected: Checkpoint) -> tuple[str, ...]:
