@@ -80,7 +80,7 @@ def _aligned(nbytes: int) -> int:
 
 
 def _huge_pages(nbytes: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, max(nbytes, 1))
+    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
