@@ -354,21 +354,50 @@ def test_what_cannot_be_calibrated_is_refused(model, waiting, finished, job, tmp
     refused(ArtifactError, "not compiled for calibration", model_dir=finished[0], model_lib=lib)
 
 
-def test_a_broken_model_is_named_not_scaled(model, waiting, job, tmp_path):
-    tensors = load_file(model / "model.safetensors")
-    name = "model.layers.1.input_layernorm.weight"
-    tensors[name] = np.full_like(tensors[name], np.inf)
-    broken = tmp_path / "broken"
-    broken.mkdir()
+def changed(model, out, name, change):
+    """A copy of the checkpoint with one tensor changed, converted for calibration."""
+    checkpoint = out / "checkpoint"
+    checkpoint.mkdir(parents=True)
     for file in model.iterdir():
         if file.suffix != ".safetensors":
-            (broken / file.name).write_bytes(file.read_bytes())
-    save_file(tensors, broken / "model.safetensors")
-    source = converted(broken, tmp_path / "source", CALIBRATING)
+            (checkpoint / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(model / "model.safetensors")
+    tensors[name] = change(tensors[name])
+    save_file(tensors, checkpoint / "model.safetensors")
+    return converted(checkpoint, out / "source", CALIBRATING)
+
+
+def test_a_broken_model_is_named_not_scaled(model, waiting, job, tmp_path):
+    norm = "model.layers.1.input_layernorm.weight"
+    source = changed(model, tmp_path, norm, lambda w: np.full_like(w, np.inf))
     changes = {"model_dir": source, "model_lib": waiting / "lib.so", "output": tmp_path / "out"}
     with pytest.raises(ArtifactError, match=r"model\.layers\.1\.self_attn\.qkv_proj: .*infinite"):
         calibrate(replace(job, **changes))
     assert not (tmp_path / "out" / "tensor-cache.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "layer", "word"),
+    [
+        ("self_attn.v_proj.weight", lambda w: w * 0, "self_attn.o_proj", "dead"),
+        (
+            "input_layernorm.weight",
+            lambda w: w * np.float16(2500),
+            "self_attn.qkv_proj",
+            "exploding",
+        ),
+    ],
+)
+def test_layers_that_look_wrong_are_told(model, waiting, job, tmp_path, name, change, layer, word):
+    source = changed(model, tmp_path, f"model.layers.1.{name}", change)
+    changes = {"model_dir": source, "model_lib": waiting / "lib.so", "output": tmp_path / "out"}
+    report = calibrate(replace(job, **changes))
+    (finding,) = [f for f in report.findings if f"layers.1.{layer}" in f]
+    assert word in finding
+    scale = read_index(tmp_path / "out").array(f"model.layers.1.{layer}{SUFFIX}")
+    assert np.isfinite(scale).all()
+    assert scale > 0
+    assert report.page.read_text().count("class=bad") == len(report.findings)
 
 
 def test_batches_keep_order_and_room():
