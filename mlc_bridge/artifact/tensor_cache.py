@@ -18,7 +18,8 @@ shard numbers do not follow the order of names.
 Publishing: one writer at a time holds a lock on the directory and works in ``.tensor-cache.tmp``
 inside it. At the end the old index goes first, shards move in by rename, the index comes last: a
 directory with an index is complete. A killed run leaves the folder behind; the next writer
-removes it.
+removes it. Ctrl-C is held while a writer is open and raised between tensors, or before the
+publication begins.
 
 md5 sums, which no runtime reads, are on wish: at 0.8 GB/s a core they cost more than all the rest.
 They run on threads over finished shards, whose bytes are still in the page cache, so that memory
@@ -43,6 +44,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from mlc_bridge.artifact.interrupts import HeldInterrupts
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
 
@@ -105,17 +107,19 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._created: list[Path] = []
         self._lock: int | None = None
+        self._interrupts = HeldInterrupts()
 
     def __enter__(self) -> ShardWriter:
-        with _disk(self.directory):
-            self._created = _make_dirs(self.directory)
-            try:
+        self._interrupts.hold()
+        try:
+            with _disk(self.directory):
+                self._created = _make_dirs(self.directory)
                 self._lock = _lock(self.directory)
                 _clear(self._temp)
                 self._temp.mkdir()
-            except BaseException:
-                self._leave(published=False)
-                raise
+        except BaseException:
+            self._leave(published=False)
+            raise
         self._hashing = ThreadPoolExecutor(2, thread_name_prefix="shard-md5")
         return self
 
@@ -146,6 +150,7 @@ class ShardWriter:
         ``dtype`` reinterprets the bytes under another MLC dtype name of the same item size.
         Raises ArtifactError for a repeated name or a disk that refuses.
         """
+        self._interrupts.check()
         if name in self.records:
             raise ArtifactError("this parameter is written twice", where=name)
         if dtype is not None:
@@ -213,8 +218,10 @@ class ShardWriter:
         self._commit_pending()
         for shard, digest in zip(self._shards, self._digests, strict=self._md5):
             shard["md5sum"] = digest.result()
+            self._interrupts.check()
         index = {"metadata": self.metadata, "records": self._shards}
         (self._temp / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
+        self._interrupts.check()
 
     def _publish(self) -> None:
         names = [shard["dataPath"] for shard in self._shards]
@@ -239,6 +246,7 @@ class ShardWriter:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        self._interrupts.release()
 
 
 @dataclass(frozen=True)

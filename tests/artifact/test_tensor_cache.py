@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import threading
 
 import ml_dtypes
@@ -261,3 +262,33 @@ def test_a_short_or_changed_shard_is_named(tmp_path):
     shard.write_bytes(data[:-1])
     with pytest.raises(ArtifactError, match=r"params_shard_0.bin: damaged.*bytes"):
         read_index(tmp_path)
+
+
+def test_ctrl_c_between_tensors_and_the_handler_of_before(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        write_until_signal(out)
+    assert not out.exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def write_until_signal(directory):
+    with ShardWriter(directory) as writer:
+        writer.add("a", np.ones(3, np.float16))
+        signal.raise_signal(signal.SIGINT)  # held: the tensor below is the one refused
+        assert writer.nbytes == 6
+        writer.add("b", np.ones(3, np.float16))
+
+
+def test_ctrl_c_while_publishing_comes_after_it(tmp_path, monkeypatch):
+    publish = ShardWriter._publish
+
+    def interrupted(writer):
+        signal.raise_signal(signal.SIGINT)
+        publish(writer)
+
+    monkeypatch.setattr(ShardWriter, "_publish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, tensors())
+    assert len(read_index(tmp_path, md5=True).records) == len(DTYPES)

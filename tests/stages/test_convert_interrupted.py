@@ -19,7 +19,8 @@ from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 # About 60 MB, several shards; a run takes about a third of a second.
 SHAPE = Shape(hidden=1024, layers=6, heads=8, kv_heads=4, inner=2816, vocab=8192)
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 print("begin", flush=True)
 convert_weight(ConvertJob(sys.argv[1], sys.argv[2], "q4f16_autoawq", md5=True))
