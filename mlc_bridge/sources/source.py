@@ -21,6 +21,7 @@ CACHE_SCALES = (
     ".kv_cache_offset",
     *(f".fa_{part}.{what}" for part in "qkv" for what in ("scale", "offset")),
 )
+INPUT_ZEROS = (".input_zero_point", ".input_offset")
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,19 @@ class Source(Protocol):
 
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
         """What the user should know about this checkpoint although it can be read; reads data."""
-        left = self.aside(ckpt)
-        if not left:
-            return ()
-        return (
-            f"{len(left)} scales of the KV cache or of attention are not used, as MLC's cache is "
-            f"16 bit; the first is {left[0]}",
-        )
+        told = []
+        if left := self.aside(ckpt):
+            told.append(
+                f"{len(left)} scales of the KV cache or of attention are not used, as MLC's cache "
+                f"is 16 bit; the first is {left[0]}"
+            )
+        offsets = [n for n in ckpt.names if n.endswith(INPUT_ZEROS) and np.any(ckpt.tensor(n))]
+        if offsets:
+            told.append(
+                f"{len(offsets)} layers have static activation scales with zero points, which no "
+                f"scheme holds: their activations stay float; the first is {offsets[0]}"
+            )
+        return tuple(told)
 
 
 def check_float(ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> None:

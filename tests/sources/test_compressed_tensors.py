@@ -111,6 +111,12 @@ def test_int8_groups_and_zero_points(tmp_path: Path) -> None:
     assert np.array_equal(CT.read(ckpt, Q).dequantize(), (weight - wide[1]) * wide[0])
 
 
+def test_static_zero_points_are_said() -> None:
+    (finding,) = CT.findings(Checkpoint.open(GOLDEN / "int-w8a8-static-asym"))
+    assert "1 layers have static activation scales with zero points" in finding
+    assert CT.findings(Checkpoint.open(GOLDEN / "int-w8a8-static")) == ()
+
+
 def test_static_scales() -> None:
     """Kept where they say everything about the activations, dropped beside a zero point."""
     for case, kept in (("int-w8a8-static", True), ("int-w8a8-static-asym", False)):
