@@ -24,12 +24,16 @@ NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfl
 ROUNDING = {"float32": 2e-6, "float16": 1.2e-3, "bfloat16": 1.2e-2}
 
 
-@functools.cache
 def compiled(build: Callable[..., Any], *args: Any) -> Callable[..., None]:
     """``build(*args)`` compiled for this machine; a dict argument comes as a tuple of pairs."""
+    return compiled_for(TARGET, build, *args)
+
+
+@functools.cache
+def compiled_for(target: Any, build: Callable[..., Any], *args: Any) -> Callable[..., None]:
     plain = [dict(a) if isinstance(a, tuple) else a for a in args]
     func = build(*plain).with_attr("global_symbol", "kernel")
-    kernel = tvm.compile(tvm.IRModule({"kernel": func}), target=TARGET)["kernel"]
+    kernel = tvm.compile(tvm.IRModule({"kernel": func}), target=target)["kernel"]
 
     def call(*arguments: Any) -> None:
         """Arrays are copied in, and back into the given arrays."""

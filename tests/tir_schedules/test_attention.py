@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import tvm
 from attention_reference import (
     NO_KEY,
     ROUNDING,
@@ -15,6 +16,7 @@ from attention_reference import (
     attend,
     causal,
     compiled,
+    compiled_for,
     heads,
     random,
     rotate,
@@ -24,6 +26,7 @@ from tir_schedules.cpu.attention_decode import decode_paged
 from tir_schedules.cpu.attention_prefill import prefill_paged, prefill_ragged
 from tir_schedules.cpu.attention_tree import tree_paged, tree_ragged
 from tir_schedules.cpu.merge_state import merge_state
+from tir_schedules.cpu.vector_math import simd
 
 CASES = [
     (4, 2, 64, "float32"),
@@ -315,3 +318,27 @@ def test_token_trees() -> None:
         seen = np.concatenate([np.ones((j - i, past[b]), bool), trees[b][1]], 1)
         want.append(attend(q[i:j], *pages.sequence(b), seen, 0.125))
     check(got, want, "float32")
+
+
+@pytest.mark.parametrize("level", ["x86-64-v3", "x86-64"])
+def test_narrower_vectors(level: str) -> None:
+    """The same kernels for AVX2 and for SSE2 alone."""
+    if tvm.target.codegen.llvm_get_system_x86_vendor() == "unknown":
+        pytest.skip("not an x86 machine")
+    target = tvm.target.Target(
+        {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": level}
+    )
+    shape, registers = heads(4, 2, 80, "float32"), simd(target)
+    assert registers.lanes == {"x86-64-v3": 8, "x86-64": 4}[level]
+    rng, n = np.random.default_rng(13), 70
+    q, k, v = (random(rng, "float32", n, h, 80) for h in (4, 2, 2))
+    at, position, zero = indptr([n]), np.zeros(n, np.int32), np.zeros(1, np.int32)
+    got = blank(n, 4, 80, q)
+    ragged = compiled_for(target, prefill_ragged, shape, registers, ())
+    ragged(q, at, k, v, at, position, zero, *got, 1, 0, 1.0, 1e4, 0.125)
+    check(got, [attend(q, k, v, causal(n, n), 0.125)], "float32")
+    pages, got = Pages(rng, [300], 2, 80, "float32"), blank(1, 4, 80, q)
+    decode = compiled_for(target, decode_paged, shape, registers, ())
+    table = (pages.indptr, pages.values, pages.last, zero, zero)
+    decode(q[:1], pages.data, *table, *got, 0, 1.0, 1e4, 0.125)
+    check(got, [attend(q[:1], *pages.sequence(0), np.ones((1, 300), bool), 0.125)], "float32")

@@ -15,6 +15,9 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+# Below this many tokens waking the other cores costs more than it saves.
+PARALLEL_FROM = 64
+
 
 def length_info(var: Any, batch: Any, sliding: bool, offset: Any) -> Any:
     """Declare the ``length_info`` buffer of a kernel argument."""
@@ -38,9 +41,32 @@ def cached_slot(index: Any, b: Any, info: Any, sliding: bool) -> Any:
     return T.if_then_else(index < info[2, b], index, index - info[2, b] + info[1, b])
 
 
+def _put(num_kv: int, head_dim: int, page_size: int) -> Any:
+    lanes = math.gcd(64, head_dim)
+
+    @T.macro
+    def put(
+        pages: T.Buffer, k_data: T.Buffer, v_data: T.Buffer, position_map: T.Buffer, i: T.int64
+    ) -> None:
+        with T.sblock("append"):
+            T.reads()
+            T.writes()
+            if position_map[i] >= 0:
+                page: T.let[T.int64] = T.Cast("int64", position_map[i] // page_size)
+                slot: T.let[T.int64] = T.Cast("int64", position_map[i] % page_size)
+                for h in T.serial(num_kv):
+                    for c in T.serial(head_dim // lanes):
+                        for d in T.vectorized(lanes):
+                            pages[page, 0, h, slot, c * lanes + d] = k_data[i, h, c * lanes + d]
+                        for d in T.vectorized(lanes):
+                            pages[page, 1, h, slot, c * lanes + d] = v_data[i, h, c * lanes + d]
+
+    return put
+
+
 def kv_append(num_kv: int, head_dim: int, dtype: str, page_size: int = 16) -> PrimFunc:
     """Write ``k_data, v_data [n, num_kv, head_dim]`` to slots ``position_map [n]`` (-1: none)."""
-    lanes = math.gcd(64, head_dim)
+    put = _put(num_kv, head_dim, page_size)
 
     @T.prim_func(s_tir=True)
     def kv_cache_transpose_append(
@@ -60,19 +86,12 @@ def kv_append(num_kv: int, head_dim: int, dtype: str, page_size: int = 16) -> Pr
         k_data = T.match_buffer(var_k_data, (n, num_kv, head_dim), dtype)
         v_data = T.match_buffer(var_v_data, (n, num_kv, head_dim), dtype)
         position_map = T.match_buffer(var_position_map, (n,), "int32", elem_offset=map_offset)
-        for i in T.serial(n):
-            with T.sblock("append"):
-                T.reads()
-                T.writes()
-                if position_map[i] >= 0:
-                    page: T.let[T.int64] = T.Cast("int64", position_map[i] // page_size)
-                    slot: T.let[T.int64] = T.Cast("int64", position_map[i] % page_size)
-                    for h in T.serial(num_kv):
-                        for c in T.serial(head_dim // lanes):
-                            for d in T.vectorized(lanes):
-                                pages[page, 0, h, slot, c * lanes + d] = k_data[i, h, c * lanes + d]
-                            for d in T.vectorized(lanes):
-                                pages[page, 1, h, slot, c * lanes + d] = v_data[i, h, c * lanes + d]
+        if n < PARALLEL_FROM:
+            for i in T.serial(n):
+                put(pages, k_data, v_data, position_map, i)
+        else:
+            for i in T.parallel(n):
+                put(pages, k_data, v_data, position_map, i)
 
     return kv_cache_transpose_append
 

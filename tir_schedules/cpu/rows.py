@@ -24,7 +24,7 @@ from . import vector_math
 from .simd import float_lanes
 
 # Elements below which waking the other cores costs more than it gives (a few microseconds).
-SERIAL_BELOW = 16384
+SERIAL_BELOW = 65536
 # Vectors of partial results of a reduction: enough to hide the latency of an addition.
 PARTIALS = 4
 
