@@ -219,10 +219,10 @@ def test_layer_window_of_the_cache() -> None:
     check(got, [attend(q, *pages.sequence(0), seen, 0.125)], "float32")
 
 
-def test_local_layer_by_the_sign_of_the_scale() -> None:
+@pytest.mark.parametrize(("cached", "chunk"), [(150, 90), (30, 60), (36, 5), (5, 100)])
+def test_local_layer_by_the_sign_of_the_scale(cached: int, chunk: int) -> None:
     """With ``window`` a negative scale keeps the last positions, the query's own included."""
     rng, shape = np.random.default_rng(10), heads(4, 2, 64, "float32")
-    cached, chunk = 150, 90
     pages = Pages(rng, [cached], 2, 64, "float32")
     q, k, v = (random(rng, "float32", chunk, h, 64) for h in (4, 2, 2))
     position = np.arange(cached, cached + chunk, dtype=np.int32)

@@ -113,6 +113,9 @@ def prefill_ragged(
                     start: T.let[T.int32] = first_in_window(
                         sm_scale, q_pos[q_begin + first], k_pos[b], window
                     )
+                    latest: T.let[T.int32] = first_in_window(
+                        sm_scale, q_pos[q_begin + last], k_pos[b], window
+                    )
                     for block in T.serial(T.ceildiv(T.max(end - start, 0), keys)):
                         begin: T.let[T.int32] = start + block * keys
                         count: T.let[T.int32] = T.min(keys, end - begin)
@@ -127,7 +130,7 @@ def prefill_ragged(
                                 )  # fmt: skip
                         t.dot(K, Q, S, count)
                         t.soften(S, count)
-                        if T.Or(begin + keys > past + step * first, start > 0):
+                        if T.Or(begin + keys > past + step * first, begin < latest):
                             t.mask(S, lo, hi, begin, count)
                         t.softmax(S, m, den, alpha, count)
                         t.weigh(V, S, out, alpha, count)
@@ -243,6 +246,9 @@ def prefill_paged(
                         first_in_window(sm_scale, q_pos[q_begin + first], k_pos[b], window),
                     )
                     end: T.let[T.int32] = last_visible(causal, last, q_len, kv_len, layer)
+                    latest: T.let[T.int32] = first_in_window(
+                        sm_scale, q_pos[q_begin + last], k_pos[b], window
+                    )
                     for block in T.serial(T.ceildiv(T.max(end - begin, 0), keys)):
                         key: T.let[T.int32] = begin + block * keys
                         count: T.let[T.int32] = T.min(keys, end - key)
@@ -260,7 +266,7 @@ def prefill_paged(
                                 )  # fmt: skip
                         t.dot(K, Q, S, count)
                         t.soften(S, count)
-                        if T.Or(causal > 0, begin > 0):
+                        if T.Or(causal > 0, key < latest):
                             t.mask(S, lo, hi, key, count)
                         t.softmax(S, m, den, alpha, count)
                         t.weigh(V, S, out, alpha, count)
