@@ -37,8 +37,7 @@ from mlc_bridge.packing import AWQ, Array, PackedArray, pack, repack
 from mlc_bridge.qtensor import QTensor, constant_zero
 from mlc_bridge.schemes.group_rounding import round_asymmetric
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
-from mlc_bridge.schemes.model_dtype import narrow_scale
-from mlc_bridge.schemes.regroup import regroup, why_not
+from mlc_bridge.schemes.regroup import narrow_scale, regroup, why_not
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class AutoAWQ:
         """Exact, or CannotExpress; words of this packing are passed through as they are."""
         self._check(q, layer)
         g = self.group or q.shape[1]
-        scale = narrow_scale(q.scale, "float16", layer, self.name)
+        scale = narrow_scale(q, "float16", layer, self.name)
         return {
             "qweight": repack(q.codes, AWQ).words,
             "qzeros": self._zeros(q, g, layer),

@@ -2,13 +2,13 @@
 
     W[n, k] = (code[n, k] - m) * scale[n, k // g]                 m = 2^(bits-1) - 1
 
-============  ===================  ===================
-============================================= parameter     ``_1``, ``_2`` (NK)  ``_0`` (KN)
-layout ============  ===================  ===================
-============================================= ``q_weight``  [n, words]           [words, n]
-uint32   natural order along k, unused bits zero ``q_scale``   [n, ceil(k/g)]       [ceil(k/g),
-n]       model dtype ============  ===================  ===================
-=============================================
+============  ===================  ===================  ============================
+parameter     ``_1``, ``_2`` (NK)  ``_0`` (KN)          layout
+============  ===================  ===================  ============================
+``q_weight``  [n, words]           [words, n]           uint32, natural order along k,
+                                                        unused bits zero
+``q_scale``   [n, ceil(k/g)]       [ceil(k/g), n]       model dtype
+============  ===================  ===================  ============================
 
 g is 32, for 3 bits 40 (ten codes a word); every group fills whole words, so words = ceil(k/g) times
 words a group. Embedding and head are quantized too, except under ``q4f16_2`` and ``q8f16_1``; an
@@ -33,8 +33,7 @@ from mlc_bridge.packing import PLAIN, Array, PackedArray, Packing, pack
 from mlc_bridge.qtensor import QTensor, constant_zero
 from mlc_bridge.schemes.group_rounding import round_groups
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
-from mlc_bridge.schemes.model_dtype import narrow_scale
-from mlc_bridge.schemes.regroup import regroup, why_not
+from mlc_bridge.schemes.regroup import extremes, narrow_scale, regroup, spread, why_not
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class GroupQuant:
         """Exact, or CannotExpress; see the module docstring for what fits."""
         self._check(q, layer)
         words, sign = self._words(q, layer)
-        scale = narrow_scale(q.scale, self.model_dtype, layer, self.name)
+        scale = narrow_scale(q, self.model_dtype, layer, self.name)
         if sign is not None:
             scale = scale * sign.astype(scale.dtype)
         scale = regroup(scale, q, self.group)
@@ -170,8 +169,8 @@ class GroupQuant:
         nk = Packing(self.bits, "k")
         if q.codes.packing == nk and (zero == self.middle).all():
             return q.codes.words, None
-        steps = q.codes.unpack().astype(np.int16) - _spread(zero, q)
-        low, high = _extremes(steps, q)
+        steps = q.codes.unpack().astype(np.int16) - spread(zero, q)
+        low, high = extremes(steps, q)
         negate = low < -self.middle
         top, bottom = np.where(negate, -low, high), np.where(negate, -high, low)
         bad = (top > self.middle + 1) | (bottom < -self.middle)
@@ -184,26 +183,9 @@ class GroupQuant:
                 f"{-self.middle} to {self.middle + 1}",
             )
         sign = np.where(negate, np.int16(-1), np.int16(1))
-        steps *= _spread(sign, q)
+        steps *= spread(sign, q)
         steps += self.middle
         return pack(steps.astype(np.uint8), nk).words, sign if negate.any() else None
-
-
-def _spread(grid: Array, q: QTensor) -> Array:
-    """A value per block as a value per element ``[n, k]``."""
-    (n, k), (rows, width) = q.shape, q.block
-    return np.repeat(np.repeat(grid, rows, axis=0)[:n], width, axis=1)[:, :k]
-
-
-def _extremes(steps: Array, q: QTensor) -> tuple[Array, Array]:
-    """Smallest and largest element of every block."""
-    (n, k), (rows, width) = q.shape, q.block
-    at_rows, at_columns = np.arange(0, n, rows), np.arange(0, k, width)
-
-    def reduce(pick: np.ufunc) -> Array:
-        return pick.reduceat(pick.reduceat(steps, at_rows, axis=0), at_columns, axis=1)
-
-    return reduce(np.minimum), reduce(np.maximum)
 
 
 ROWS = (

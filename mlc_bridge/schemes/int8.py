@@ -30,8 +30,7 @@ from mlc_bridge.packing import PLAIN, Array, PackedArray
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes.group_rounding import round_groups
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
-from mlc_bridge.schemes.model_dtype import narrow_scale
-from mlc_bridge.schemes.regroup import regroup, why_not
+from mlc_bridge.schemes.regroup import narrow_scale, regroup, why_not
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class Int8:
         if reason:
             raise CannotExpress(layer, self.name, reason)
         zero = np.zeros(q.grid, np.uint8) if q.zero is None else q.zero.unpack()
-        scale = narrow_scale(q.scale, self.model_dtype, layer, self.name)
+        scale = narrow_scale(q, self.model_dtype, layer, self.name)
         return {
             "q_weight": q.codes.unpack(),
             "q_zero": regroup(zero, q, g).astype(np.float16),

@@ -37,21 +37,3 @@ def narrow(array: Array, dtype: str, name: str = "weight") -> Array:
                 todo="Choose a scheme whose model dtype has the range, such as bfloat16",
             )
     return result
-
-
-def narrow_scale(scale: Array, dtype: str, layer: str, scheme: str) -> Array:
-    """Scales in the model dtype, each within half a unit of its last place.
-
-    Raises CannotExpress where that cannot be: outside the dtype's normal range.
-    """
-    wanted = NUMPY_DTYPES[dtype]
-    if scale.dtype == wanted:
-        return scale
-    size = np.abs(scale.astype(np.float64))
-    limits = ml_dtypes.finfo(wanted)
-    low, high = float(limits.smallest_normal), float(limits.max)
-    bad = ~((size == 0) | ((size >= low) & (size <= high)))
-    if bad.any():
-        reason = f"scale {size[bad][0]:.3g} lies outside {dtype}'s normal range"
-        raise CannotExpress(layer, scheme, reason)
-    return scale.astype(wanted)

@@ -19,6 +19,7 @@ from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
 from mlc_bridge.models.arch import parameters
 from mlc_bridge.schemes import SCHEMES, Scheme, Spec
 from mlc_bridge.sources import Checkpoint, Source, detect
+from mlc_bridge.sources.activation_order import folded
 from mlc_bridge.sources.hub import resolve
 from mlc_bridge.stages.choose_scheme import choose_scheme
 from mlc_bridge.stages.float_layers import float_layers
@@ -69,7 +70,7 @@ def make_plan(
     """Read headers and decide everything; raises the errors that headers can show."""
     home = resolve(model_dir)
     ckpt = Checkpoint.open(home if source is None else source, config_dir=home)
-    fmt = detect(ckpt, source_format)
+    fmt = folded(detect(ckpt, source_format), ckpt)
     arch = MODELS[str(ckpt.config.get("model_type"))]
     floats = float_layers(ckpt, fmt, arch.weights(arch.config(ckpt.config)))
     config = arch.config(ckpt.config, float_layers=floats)

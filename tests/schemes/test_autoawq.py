@@ -86,6 +86,20 @@ def test_wider_scales_round_within_2_to_the_minus_11(dtype):
         assert np.array_equal(scales, exact)
 
 
+def test_a_dead_group_may_have_any_scale():
+    q = tensor(128, dtype=np.float32)
+    codes = q.codes.unpack().copy()
+    codes[3, 128:] = q.zero.unpack()[3, 1]
+    scale = q.scale.copy()
+    scale[3, 1] = 6.67e-7
+    dead = replace(q, codes=pack(codes, AWQ), scale=scale)
+    back = SCHEMES["q4f16_autoawq"].decode(SCHEMES["q4f16_autoawq"].encode(dead))
+    assert np.array_equal(back.codes.unpack(), codes)
+    assert not back.dequantize()[3, 128:].any()
+    with pytest.raises(CannotExpress, match="normal range"):
+        SCHEMES["q4f16_autoawq"].encode(replace(q, scale=scale))
+
+
 def eight_bit(q):
     return replace(q, codes=pack(q.codes.unpack(), PLAIN))
 
