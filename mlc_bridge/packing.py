@@ -210,7 +210,8 @@ def overrun(codes: PackedArray, zero: PackedArray) -> tuple[int, float]:
     words = codes.words.reshape(groups, -1, blocks)
     found, chance = 0, 0.0
     for i in range(6):  # two nibbles above, or more: one alone is 15 too often
-        picked = words.swapaxes(1, 2)[_position(zero.words, AWQ, i) == 15]
+        at = np.argwhere(_position(zero.words, AWQ, i) == 15)[:256]  # enough to see a defect
+        picked = words[at[:, 0], :, at[:, 1]]
         own = _position(picked, AWQ, i) == 15
         above = (picked >> np.uint32(4 * i + 4)) == np.uint32(0xFFFFFFF >> (4 * i))
         found += int((own & above).sum())

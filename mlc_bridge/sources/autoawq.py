@@ -37,21 +37,19 @@ class AutoAWQ(AwqVersion):
         return n, k, group
 
     def read_packed(self, ckpt: Checkpoint, layer: str, n: int, k: int, group: int) -> QTensor:
-        qweight, qzeros, scales = (ckpt.tensor(name) for name in self.parts(ckpt, layer))
-        return QTensor(
-            codes=PackedArray(qweight.view(np.uint32), AWQ, (n, k)),
-            scale=sound_scale(scales, f"{layer}.scales").T,
-            zero=PackedArray(qzeros.view(np.uint32), AWQ, (n, k // group)),
-            block=(1, group),
-        )
+        codes, zero = self._words(ckpt, layer)
+        scales = f"{layer}.scales"
+        return QTensor(codes, sound_scale(ckpt.tensor(scales), scales).T, zero, (1, group))
+
+    def _words(self, ckpt: Checkpoint, layer: str) -> tuple[PackedArray, PackedArray]:
+        """Codes and zeros: views of the file."""
+        words = (ckpt.tensor(f"{layer}.{x}").view(np.uint32) for x in ("qweight", "qzeros"))
+        codes, zero = (PackedArray(w, AWQ, (w.shape[1] * AWQ.per_word, len(w))) for w in words)
+        return codes, zero
 
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
         """Traces of codes that ran over their neighbours; a few words more than chance explains."""
-        counts = {}
-        for layer in self.layers(ckpt):
-            n, k, group = self.layout(ckpt, layer)
-            q = self.read_packed(ckpt, layer, n, k, group)
-            counts[layer] = overrun(q.codes, q.zero) if q.zero is not None else (0, 0.0)
+        counts = {layer: overrun(*self._words(ckpt, layer)) for layer in self.layers(ckpt)}
         found, chance = (sum(c[i] for c in counts.values()) for i in (0, 1))
         if found < 2 or found < 4 * chance:
             return super().findings(ckpt)

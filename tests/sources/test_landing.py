@@ -15,7 +15,6 @@ from mlc_bridge.sources import SOURCES, Checkpoint
 GOLDEN = Path(__file__).parents[1] / "golden" / "sources"
 CASES = sorted(p.parent for p in GOLDEN.glob("*/*/expected.safetensors"))
 FAMILY = {32: "q4f16_autoawq_g32", 64: "q4f16_autoawq_g64", 128: "q4f16_autoawq"}
-SMALLEST_NORMAL = np.finfo(np.float16).tiny
 
 
 def four_bit_layers() -> list[tuple[Path, str]]:
@@ -35,8 +34,6 @@ def why_not(q: QTensor) -> str | None:
         return "activation order"
     if q.shape[0] % 8:
         return r"n % 8"
-    if q.scale.dtype != np.float16 and q.scale.astype(np.float32).min() < SMALLEST_NORMAL:
-        return "float16's normal range"
     return None
 
 
@@ -57,4 +54,5 @@ def test_codes_and_zeros_land(case: Path, layer: str) -> None:
     back = scheme.decode(scheme.encode(q, layer))
     assert np.array_equal(back.codes.unpack(), q.codes.unpack())
     assert np.array_equal(back.zero.unpack(), q.zero.unpack())
-    assert np.allclose(back.scale.astype(np.float32), q.scale.astype(np.float32), rtol=2**-11)
+    step = np.abs(q.dequantize() - back.dequantize())
+    assert (step <= 2**-11 * np.abs(q.dequantize())).all()
