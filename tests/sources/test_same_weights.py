@@ -18,8 +18,14 @@ from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 EXAMPLE = Path(__file__).parents[2] / "examples" / "models" / "stdlib-llama-7m-awq"
 
 
-def rewrite(home: Path, name: str, symmetric: bool) -> Path:
-    """The example checkpoint with every quantized layer in the layout ``name``."""
+def rewrite(home: Path, name: str, symmetric: bool, ordered: bool = False) -> Path:
+    """The example checkpoint with every quantized layer in the layout ``name``.
+
+    ``ordered``: every MLP with its inner channels mixed up, down_proj in activation order.
+    """
+    # Columns ascend within a group, as a stable sort of g_idx gives them back.
+    perm = np.sort(np.random.default_rng(4).permutation(768).reshape(-1, 128)).reshape(-1)
+    back = np.argsort(perm)
     ckpt, source = Checkpoint.open(EXAMPLE), SOURCES["autoawq"]
     tensors = {n: ckpt.tensor(n) for n in ckpt.names}
     group = 0
@@ -31,7 +37,14 @@ def rewrite(home: Path, name: str, symmetric: bool) -> Path:
         zeros = np.full(q.grid, 8, np.uint8) if symmetric else q.zero.unpack()
         for part in source.parts(ckpt, layer):
             del tensors[part]
-        parts = WRITERS[name](q.codes.unpack(), zeros, q.scale)
+        codes, scales = q.codes.unpack(), q.scale
+        if ordered and layer.endswith(("gate_proj", "up_proj")):
+            codes, zeros, scales = codes[back], zeros[back], scales[back]
+        if ordered and layer.endswith("down_proj"):
+            codes = codes[:, back]
+        parts = WRITERS[name](codes, zeros, scales)
+        if ordered and layer.endswith("down_proj"):
+            parts["g_idx"] = parts["g_idx"][back]
         tensors |= {f"{layer}.{suffix}": array for suffix, array in parts.items()}
     home.mkdir()
     tensors = {n: np.ascontiguousarray(a) for n, a in tensors.items()}
@@ -71,6 +84,13 @@ def test_byte_identical_artifacts(
     home = rewrite(tmp_path / "model", name, symmetric)
     assert detect(Checkpoint.open(home)).name == name.partition(" ")[0]
     assert digest(home, tmp_path / "out") == wanted[symmetric]
+
+
+def test_activation_order_folds_into_identical_bytes(
+    tmp_path: Path, wanted: dict[bool, dict[str, str]]
+) -> None:
+    home = rewrite(tmp_path / "model", "gptq v1", symmetric=False, ordered=True)
+    assert digest(home, tmp_path / "out") == wanted[False]
 
 
 def test_llm_compressor_wrote_the_same_weights() -> None:
