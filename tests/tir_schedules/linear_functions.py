@@ -112,6 +112,45 @@ def awq(
     )  # fmt: skip
 
 
+def group4(
+    m: int,
+    n: int,
+    k: int,
+    group: int = 32,
+    nk: bool = True,
+    dtype: str = "float16",
+    static: bool = False,
+    out_dtype: str | None = None,
+) -> Layer:
+    """MLC's q4f16_1 (NK) or q4f16_0 (KN): `W[n, k] = (q - 7) * s[n, k // group]`."""
+    rng = np.random.default_rng(m * n + k + group)
+    x = _floats(rng, (1, m, k), dtype)
+    words = rng.integers(0, 2**32, (n, k // 8), dtype=np.uint32)
+    scales = ((rng.random((n, k // group)) + 0.1) * 0.01).astype(numpy_dtype(dtype))
+    nibbles = np.arange(0, 32, 4, dtype=np.uint32)
+    codes = ((words[:, :, None] >> nibbles) & 15).reshape(n, k).astype(np.float64)
+    matrix = (codes - 7) * np.repeat(scales.astype(np.float64), group, axis=1)
+    arrays = [np.ascontiguousarray(a if nk else a.T) for a in (words, scales)]
+    places = [te.placeholder(a.shape, str(a.dtype), f"w{i}") for i, a in enumerate(arrays)]
+
+    def at(place: te.Tensor, j: tirx.Expr, i: tirx.Expr) -> tirx.Expr:
+        return place[j, i] if nk else place[i, j]
+
+    def code(j: tirx.Expr, i: tirx.Expr) -> tirx.Expr:
+        word = at(places[0], j, i // 8) >> (i % 8 * 4).astype("uint32")
+        return (word & tirx.const(15, "uint32")).astype(dtype)
+
+    weight = te.compute(
+        (n, k),
+        lambda j, i: (code(j, i) - tirx.const(7, dtype)) * at(places[1], j, i // group),
+        name="dequantize",
+    )
+    return _layer(
+        m, n, k, dtype, out_dtype or dtype, static, "none", rng, x, arrays, places,
+        lambda j, i: weight[j, i], matrix,
+    )  # fmt: skip
+
+
 def _layer(
     m, n, k, dtype, out_dtype, static, epilogue, rng, x, arrays, places, weight, matrix
 ) -> Layer:  # fmt: skip

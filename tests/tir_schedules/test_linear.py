@@ -7,7 +7,7 @@ kernel's own error; with float16 or bfloat16 output the rounding of the result i
 from __future__ import annotations
 
 import pytest
-from linear_functions import awq, dense
+from linear_functions import awq, dense, group4
 
 ROUNDING = {"float32": 3e-6, "float16": 6e-4, "bfloat16": 5e-3}
 INT16_ROWS = 5e-5  # x as 16-bit integers per group: the AWQ decode kernel's own error
@@ -59,6 +59,18 @@ def test_awq_decode_shapes(n: int, k: int, static: bool) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_awq_other_float_types(dtype: str) -> None:
     assert awq(4, 256, 256, 128, dtype).error() < max(ROUNDING[dtype], INT16_ROWS)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 16, 17, 40])
+@pytest.mark.parametrize(("n", "k", "group"), [(128, 128, 32), (200, 384, 32), (132, 256, 64)])
+@pytest.mark.parametrize("nk", [True, False])
+def test_group4(m: int, n: int, k: int, group: int, nk: bool) -> None:
+    assert group4(m, n, k, group, nk, out_dtype="float32").error() < INT16_ROWS
+
+
+@pytest.mark.parametrize(("n", "k"), [(256, 512), (36, 96)])
+def test_group4_decode_is_static(n: int, k: int) -> None:
+    assert group4(1, n, k, static=True, out_dtype="float32").error() < INT16_ROWS
 
 
 @pytest.mark.parametrize("epilogue", ["bias", "residual"])

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from tvm import ir, sym, tirx
 from tvm.ir import TensorLoad
 from tvm.ir.prim import expr as prim
+from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from ..expression import rebuild, strip_casts
 from . import simd
+from .int16_rows import Pairing, neighbours
 
 CODES = 8  # 4-bit codes in one word
 
@@ -51,6 +53,10 @@ class AwqWeight:
                 return _match(c, strip_casts(difference.a), strip_casts(difference.b), scale)
         return None
 
+    def fits(self, target: Target, lanes: int) -> bool:
+        """Float kernels run anywhere."""
+        return True
+
     def pack(
         self, panel: ir.Var, n0: ir.Expr, width: int, k0: ir.Expr, depth: int, lanes: int
     ) -> None:
@@ -67,6 +73,47 @@ class AwqWeight:
                 code = self.codes(self.words, k0 + r * run + i, n, lanes)
                 value = (code - zero).astype(f"float32x{lanes}") * scale
                 simd.store(panel, [r * run + i, part * lanes], value, lanes)
+
+    def pairing(self, lanes: int) -> Pairing:
+        """Rows k and k + 1 of words are woven."""
+        return neighbours(lanes)
+
+    def pack_pairs(
+        self,
+        panel: ir.Var,
+        scales: ir.Var,
+        n0: ir.Expr,
+        k0: ir.Expr,
+        depth: int,
+        block: int,
+        lanes: int,
+    ) -> None:
+        """Fill `panel[depth / 2, 8 * lanes]` with pairs of q - z, in natural order of n, and
+        `scales[depth / block, 8 * lanes]`."""
+        index, half = str(n0.ty), block // 2
+        word = T.bind(n0 // CODES)
+        with T.serial(0, tirx.IntImm(index, depth // block)) as b:
+            k = T.bind(k0 + b * block)
+            g = T.bind(k // self.group)
+            zeros = []
+            for i in range(CODES):
+                n = n0 + i * lanes
+                at = [b, tirx.IntImm(index, i * lanes)]
+                simd.store(scales, at, self.scale(g, n, lanes), lanes)
+                zeros.append(T.bind(simd.twice(self.codes(self.zeros, g, n, lanes), lanes)))
+            with T.serial(0, tirx.IntImm(index, half)) as p:
+                even = T.bind(simd.load(self.words, [k + 2 * p, word], lanes))
+                odd = T.bind(simd.load(self.words, [k + 2 * p + 1, word], lanes))
+                planes = self.planes(simd.nibble_pairs(even, odd, lanes), lanes)
+                for i, codes in enumerate(simd.interleave(planes, lanes)):
+                    value = simd.subtract_pairs(codes, zeros[i], lanes)
+                    at = [b * half + p, tirx.IntImm(index, i * lanes)]
+                    simd.store(panel, at, value, lanes)
+
+    def planes(self, nibbles: list[ir.Expr], lanes: int) -> list[ir.Expr]:
+        """Nibbles (or their sums) in channel order; odd ones come times 16, exactly."""
+        shift = [simd.splat(tirx.IntImm("int32", 4 * (i % 2)), lanes) for i in range(CODES)]
+        return [T.bind(nibbles[s // 4] >> shift[s // 4]) for s in self.shifts]
 
     def codes(self, words: ir.Var, row: ir.Expr, n: ir.Expr, lanes: int) -> ir.Expr:
         """Codes of channels n ... n + lanes - 1 as int32 lanes, in natural order."""
@@ -105,14 +152,14 @@ def _match(c: Contraction, code: ir.Expr, zero: ir.Expr, scale: TensorLoad) -> A
     k, row = c.k_var, scale.indices[0]
     if not words.indices[0].same_as(k):
         return None
-    group = _group(row, k, c.k)
+    group = group_size(row, k, c.k)
     same_row = sym.Analyzer().can_prove_equal(zeros.indices[0], row)
     if group is None or not same_row or not scale.indices[1].same_as(c.n_var):
         return None
     return AwqWeight(words.source, zeros.source, scale.source, group, c.n, c.k, shifts)
 
 
-def _group(row: ir.Expr, k: ir.Var, depth: int) -> int | None:
+def group_size(row: ir.Expr, k: ir.Var, depth: int) -> int | None:
     """G of `k // G`; an index that is always 0 is one group for all of k."""
     if isinstance(row, prim.FloorDiv) and row.a.same_as(k) and depth % row.b.value == 0:
         return int(row.b.value)

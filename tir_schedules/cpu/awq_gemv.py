@@ -190,12 +190,9 @@ class _Stretch:
         scales = [T.bind(w.scale(g, n, lanes)) for n in points]
 
         def scale(total: ir.Var, r: ir.Expr, planes: list[ir.Expr]) -> None:
-            # odd nibbles are 16 times too large, exactly
-            shift = [simd.splat(tirx.IntImm("int32", 4 * (i % 2)), lanes) for i in range(CODES)]
-            planes = [T.bind(planes[s // 4] >> shift[s // 4]) for s in w.shifts]
             sx = T.bind(simd.splat(self.x.scale(r, b), lanes))
             sum_x = T.bind(simd.splat(self.x.total(r, b), lanes))
-            for i, plane in enumerate(simd.interleave(planes, lanes)):
+            for i, plane in enumerate(simd.interleave(w.planes(planes, lanes), lanes)):
                 exact = (plane - codes[i] * sum_x).astype(f"float32x{lanes}")
                 at = [r, v * CODES + i, zero]
                 old = simd.load(total, at, lanes)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tvm import ir, tirx
 from tvm.ir import TensorLoad
+from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
@@ -43,6 +44,10 @@ class EvaluatedWeight:
         largest = max(loads, key=_size)
         nk = any(v.same_as(c.k_var) for v in walk(list(largest.indices)[-1]))
         return EvaluatedWeight(c.weight, c.n_var, c.k_var, nk, c.n, c.k)
+
+    def fits(self, target: Target, lanes: int) -> bool:
+        """Float kernels run anywhere."""
+        return True
 
     def at(self, n: ir.Expr, k: ir.Expr) -> ir.Expr:
         """One weight as float32."""

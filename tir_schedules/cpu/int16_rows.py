@@ -2,12 +2,14 @@
 
     sx = max |x| / 32767 over the block,  xq = round(x / sx),  |x - sx * xq| <= max |x| / 65534
 
-Two neighbours (k, k + 1) share one int32 word, as multiply-add instructions of pairs want them.
+Two columns share one int32 word, as multiply-add instructions of pairs want them. Which two, and
+in which order the pairs lie, is the weight layout's choice (a `Pairing`): sums do not care.
 The sum of xq over the block is kept too: a weight's zero point multiplies it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm import ir, tirx
@@ -25,6 +27,24 @@ def block_of(group: int) -> int:
     return max(b for b in range(1, min(group, LONGEST) + 1) if group % b == 0)
 
 
+Pairing = Sequence[tuple[int, int]]
+
+
+def neighbours(lanes: int) -> Pairing:
+    """(0, 1), (2, 3), ... of a run of 2 * lanes columns."""
+    return [(2 * p, 2 * p + 1) for p in range(lanes)]
+
+
+def word_halves(lanes: int) -> Pairing:
+    """(8w + i, 8w + i + 4), word by word, of a run of 2 * lanes columns."""
+    return [(8 * (p // 4) + p % 4, 8 * (p // 4) + p % 4 + 4) for p in range(lanes)]
+
+
+def planes_of_halves(lanes: int) -> Pairing:
+    """(8w + i, 8w + i + 4), all words for one i after another, of a run of 8 * lanes columns."""
+    return [(8 * w + i, 8 * w + i + 4) for i in range(4) for w in range(lanes)]
+
+
 @dataclass(frozen=True)
 class QuantizedRows:
     """Buffers of one task: `pairs [rows, K / 2]`, `scales` and `totals [rows, K / block]`."""
@@ -34,9 +54,16 @@ class QuantizedRows:
     totals: ir.Var
     block: int
     lanes: int
+    pairing: Callable[[int], Pairing]
 
     @staticmethod
-    def alloc(c: Contraction, rows: ir.Expr, group: int, lanes: int) -> QuantizedRows:
+    def alloc(
+        c: Contraction,
+        rows: ir.Expr,
+        group: int,
+        lanes: int,
+        pairing: Callable[[int], Pairing] = neighbours,
+    ) -> QuantizedRows:
         """Buffers for `rows` rows at the builder's current place."""
         block = block_of(group)
         return QuantizedRows(
@@ -45,6 +72,7 @@ class QuantizedRows:
             T.alloc_buffer((rows, c.const(c.k // block)), "int32"),
             block,
             lanes,
+            pairing,
         )
 
     def fill(self, c: Contraction, rows: ir.Expr, parallel: bool) -> None:
@@ -78,28 +106,26 @@ class QuantizedRows:
         zero = tirx.IntImm("int32", 0)
         total = T.alloc_buffer((lanes,), "int32", scope="local")
         simd.store(total, [zero], simd.zeros("int32", lanes), lanes)
-        with T.serial(0, c.const(self.block // (2 * lanes))) as i:
-            at = i * 2 * lanes
-            halves = [
-                T.bind(
-                    simd.to_int(
-                        simd.load(raw, [at + h * lanes], lanes) * simd.splat(inverse, lanes), lanes
-                    )
-                )
-                for h in range(2)
+        pairing = self.pairing(lanes)
+        run = 2 * len(pairing)
+        with T.serial(0, c.const(self.block // run)) as i:
+            factor = simd.splat(inverse, lanes)
+            starts = [i * run + v for v in range(0, run, lanes)]
+            whole = [
+                T.bind(simd.to_int(simd.load(raw, [at], lanes) * factor, lanes)) for at in starts
             ]
-            even = T.bind(simd.shuffle(halves, range(0, 2 * lanes, 2)))
-            odd = T.bind(simd.shuffle(halves, range(1, 2 * lanes, 2)))
-            low = simd.splat(tirx.IntImm("int32", 0xFFFF), lanes)
-            sixteen = simd.splat(tirx.IntImm("int32", 16), lanes)
-            pair = (even & low) | (odd << sixteen)
-            simd.store(self.pairs, [r, b * (self.block // 2) + i * lanes], pair, lanes)
-            simd.store(total, [zero], simd.load(total, [zero], lanes) + even + odd, lanes)
+            first = b * (self.block // 2) + i * (run // 2)
+            for p in range(0, run // 2, lanes):
+                low = simd.shuffle(whole, [pair[0] for pair in pairing[p : p + lanes]])
+                high = simd.shuffle(whole, [pair[1] for pair in pairing[p : p + lanes]])
+                simd.store(self.pairs, [r, first + p], simd.pair_of(low, high, lanes), lanes)
+            for part in whole:
+                simd.store(total, [zero], simd.load(total, [zero], lanes) + part, lanes)
         add = simd.across(lambda a, b: a + b, simd.load(total, [zero], lanes), lanes)
         T.buffer_store(self.totals, add, [r, b])
 
     def pair(self, r: ir.Expr, k: ir.Expr) -> ir.Expr:
-        """xq of columns (k, k + 1) in every lane; k is even."""
+        """Pair k / 2 in every lane; k is even."""
         return simd.splat(tirx.BufferLoad(self.pairs, [r, k // 2]), self.lanes)
 
     def scale(self, r: ir.Expr, b: ir.Expr) -> ir.Expr:

@@ -11,14 +11,17 @@ from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction, find
-from . import awq_gemv, simd
+from . import awq_gemv, group4_gemv, simd
 from .awq import AwqWeight
-from .awq_gemm import emit_awq_gemm
 from .evaluated import EvaluatedWeight
 from .float_gemv import FEW, emit_float_gemv
 from .gemm import Tiles, emit_gemm
+from .group4 import GroupWeight
+from .int16_gemm import emit_int16_gemm
 
-LAYOUTS = (AwqWeight, EvaluatedWeight)
+LAYOUTS = (AwqWeight, GroupWeight, EvaluatedWeight)
+Weight = AwqWeight | GroupWeight | EvaluatedWeight
+Kernels = list[tuple[int | None, Callable[[], None]]]
 
 
 class Linear:
@@ -29,38 +32,38 @@ class Linear:
         contraction = find(func)
         if contraction is None:
             return None
+        lanes = simd.float_lanes(target)
         for layout in LAYOUTS:
             weight = layout.match(contraction)
-            if weight is None:
+            if weight is None or not weight.fits(target, lanes):
                 continue
             try:
-                return s_tir.Schedule(func.with_body(_body(contraction, weight, target)))
+                body = _body(contraction, _kernels(contraction, weight, target, lanes))
             except NotImplementedError:  # an expression that `rebuild` cannot copy
                 return None
+            return s_tir.Schedule(func.with_body(body))
         return None
 
 
-def _body(c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target) -> tirx.Stmt:
+def _body(c: Contraction, kernels: Kernels) -> tirx.Stmt:
     with IRBuilder() as builder, T.sblock("root"):
         T.reads([])
         T.writes([])
-        _dispatch(c, _kernels(c, weight, target))
+        _dispatch(c, kernels)
     return builder.get()
 
 
-Kernels = list[tuple[int | None, Callable[[], None]]]
-
-
-def _kernels(c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target) -> Kernels:
+def _kernels(c: Contraction, weight: Weight, target: Target, lanes: int) -> Kernels:
     """Kernels with the largest number of rows that each is for, `None` for any."""
-    lanes = simd.float_lanes(target)
     if isinstance(weight, AwqWeight) and awq_gemv.applies(c, weight, target, lanes):
-        layer = (c, weight, target, lanes)
-        return [
-            (1, partial(awq_gemv.emit_awq_gemv, *layer, 1)),
-            (FEW, partial(awq_gemv.emit_awq_gemv, *layer, FEW)),
-            (None, partial(emit_awq_gemm, *layer)),
-        ]
+        awq = partial(awq_gemv.emit_awq_gemv, c, weight, target, lanes)
+        gemm = partial(emit_int16_gemm, c, weight, target, lanes)
+        return [(1, partial(awq, 1)), (FEW, partial(awq, FEW)), (None, gemm)]
+    if isinstance(weight, GroupWeight):
+        group = partial(group4_gemv.emit_group4_gemv, c, weight, target, lanes)
+        decode: Kernels = [(1, partial(group, 1)), (FEW, partial(group, FEW))]
+        gemm = partial(emit_int16_gemm, c, weight, target, lanes)
+        return [*(decode if group4_gemv.applies(c, weight) else []), (None, gemm)]
     many = partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
     if isinstance(weight, EvaluatedWeight) and weight.nk:
         return [(FEW, partial(emit_float_gemv, c, weight, target, lanes)), (None, many)]

@@ -137,6 +137,12 @@ def nibble_pairs(even: ir.Expr, odd: ir.Expr, lanes: int) -> list[ir.Expr]:
     return pairs
 
 
+def pair_of(low: ir.Expr, high: ir.Expr, lanes: int) -> ir.Expr:
+    """Two vectors of int32 within 16 bits as int16 pairs."""
+    mask = splat(tirx.IntImm("int32", 0xFFFF), lanes)
+    return (low & mask) | (high << splat(tirx.IntImm("int32", 16), lanes))
+
+
 def twice(codes: ir.Expr, lanes: int) -> ir.Expr:
     """int32 lanes below 2^15 as pairs of equal int16."""
     return codes | (codes << splat(tirx.IntImm("int32", 16), lanes))

@@ -1,10 +1,10 @@
-"""Linear layer over many rows (prefill) with AutoAWQ words: packed int16 panels.
+"""Linear layer over many rows (prefill) with 4-bit weights: packed int16 panels.
 
-Same integers as in the decode kernel, with twice the products per instruction of float32:
+Same integers as in the decode kernels, with twice the products per instruction of float32:
 
     for every 8 * lanes columns and every block of rows, in parallel:
         for every stretch of k:
-            panel[k / 2, columns] = pairs (q - z) of k and k + 1, in natural order     L1, L2
+            panel[k / 2, columns] = pairs of q - z                                     L1, L2
             for every half of the columns, every tile of rows, every block of k:
                 acc[row, column] = sum of pair products                                registers
                 sum[row, column] += s * sx * acc                                       L2
@@ -16,7 +16,9 @@ matrix and may overlap its left neighbour's, which stores the same values: no ta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm import ir, tirx
 from tvm.target import Target
@@ -24,17 +26,40 @@ from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from . import simd
-from .awq import CODES, AwqWeight
-from .int16_rows import QuantizedRows
+from .awq import CODES
+from .int16_rows import Pairing, QuantizedRows
 
 ROWS = 6  # of x in one register tile
 ROW_BLOCK = 64 * ROWS  # rows of one task
 DEPTH = 256  # columns of k in one panel
 
 
-def emit_awq_gemm(c: Contraction, weight: AwqWeight, target: Target, lanes: int) -> None:
+class PairWeight(Protocol):
+    """A layout that can fill panels of int16 pairs."""
+
+    @property
+    def group(self) -> int: ...
+
+    @property
+    def pairing(self) -> Callable[[int], Pairing]: ...
+
+    def pack_pairs(
+        self,
+        panel: ir.Var,
+        scales: ir.Var,
+        n0: ir.Expr,
+        k0: ir.Expr,
+        depth: int,
+        block: int,
+        lanes: int,
+    ) -> None:
+        """Fill `panel[depth / 2, 8 * lanes]` with pairs of q - z in the layout's pairing of k,
+        and `scales[depth / block, 8 * lanes]`, from row n0 and column k0 of W on."""
+
+
+def emit_int16_gemm(c: Contraction, weight: PairWeight, target: Target, lanes: int) -> None:
     """Emit the layer at the builder's current place."""
-    x = QuantizedRows.alloc(c, c.rows, weight.group, lanes)
+    x = QuantizedRows.alloc(c, c.rows, weight.group, lanes, weight.pairing)
     x.fill(c, c.rows, parallel=True)
     columns = CODES * lanes
     blocks = -(-c.n // columns)
@@ -51,7 +76,7 @@ class _Block:
     """One task: `count` rows from r0 on, 8 * lanes columns from n0 on."""
 
     c: Contraction
-    weight: AwqWeight
+    weight: PairWeight
     x: QuantizedRows
     n0: ir.Expr
     r0: ir.Expr
@@ -100,35 +125,11 @@ class _Block:
         depth: int,
     ) -> None:
         blocks, strips = self.c.const(depth // self.x.block), self.c.const(CODES // self.vectors)
-        with T.serial(0, blocks) as b:
-            self._pack(panel, scales, k0, b)
+        w, x = self.weight, self.x
+        w.pack_pairs(panel, scales, self.n0, k0, depth, x.block, self.lanes)
         with T.serial(0, strips) as j, T.serial(0, tiles) as i, T.serial(0, blocks) as b:
             column = T.bind(j * (self.vectors * self.lanes))
             self._micro(panel, scales, sums, i * ROWS, column, k0, b)
-
-    def _pack(self, panel: ir.Var, scales: ir.Var, k0: ir.Expr, b: ir.Expr) -> None:
-        """One block of k of the panel, and its scales."""
-        c, w, lanes = self.c, self.weight, self.lanes
-        k = T.bind(k0 + b * self.x.block)
-        g = T.bind(k // w.group)
-        zeros = []
-        for i in range(CODES):
-            n = self.n0 + i * lanes
-            simd.store(scales, [b, c.const(i * lanes)], w.scale(g, n, lanes), lanes)
-            zeros.append(T.bind(simd.twice(w.codes(w.zeros, g, n, lanes), lanes)))
-        word = T.bind(self.n0 // CODES)
-        with T.serial(0, c.const(self.x.block // 2)) as p:
-            even = T.bind(simd.load(w.words, [k + 2 * p, word], lanes))
-            odd = T.bind(simd.load(w.words, [k + 2 * p + 1, word], lanes))
-            pairs = simd.nibble_pairs(even, odd, lanes)
-            planes = [self._unscaled(pairs[shift // 4], shift // 4) for shift in w.shifts]
-            for i, codes in enumerate(simd.interleave(planes, lanes)):
-                at = [b * (self.x.block // 2) + p, c.const(i * lanes)]
-                simd.store(panel, at, simd.subtract_pairs(codes, zeros[i], lanes), lanes)
-
-    def _unscaled(self, pairs: ir.Expr, nibble: int) -> ir.Expr:
-        """Odd nibbles come times 16."""
-        return T.bind(pairs >> simd.splat(tirx.IntImm("int32", 4 * (nibble % 2)), self.lanes))
 
     def _micro(
         self,

@@ -1,0 +1,126 @@
+"""Linear layer over few rows (decode) with NK 4-bit groups: stream the rows of words, in int16.
+
+A row of words is contiguous along k, so one vector of 16 words is 128 columns of one output. Lane
+w of the accumulator sums word w's eight products, exactly, as integers; then one multiply-add
+with that lane's scale. The middle of the codes costs nothing per weight: every accumulator starts
+from -middle * (sum of the eight xq of its word), which depends on x alone.
+
+    acc[w] = -middle * sum_i xq[8w + i] + sum_i q[n, 8w + i] xq[8w + i]
+    out[n] = sum_w (s[n, 8w // G] * sx[w]) * acc[w]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import ir, tirx
+from tvm.target import Target
+from tvm.tirx.script.builder import ir as T
+
+from ..contraction import Contraction
+from . import simd
+from .awq import CODES
+from .group4 import SPAN, GroupWeight
+from .int16_rows import QuantizedRows, planes_of_halves
+
+WIDTH = 4  # outputs at a time
+TILE = 2  # rows of x at a time
+
+
+def applies(c: Contraction, weight: GroupWeight) -> bool:
+    """True for NK words; the GEMM's conditions hold too."""
+    return weight.nk and c.n % WIDTH == 0
+
+
+def emit_group4_gemv(
+    c: Contraction, weight: GroupWeight, target: Target, lanes: int, most_rows: int
+) -> None:
+    """Emit the layer for at most `most_rows` rows at the builder's current place."""
+    groups = c.n // WIDTH
+    tasks = simd.tasks(target, groups, c.n * c.k // 2)
+    share = -(-groups // tasks)
+    vnni = lanes == 16 and simd.has(target, "avx512vnni")
+    tile = 1 if most_rows == 1 else TILE
+    with simd.loop(tasks > 1, c.const(tasks)) as task:
+        x = QuantizedRows.alloc(c, c.const(most_rows), CODES * lanes, lanes, planes_of_halves)
+        rows = c.const(1) if most_rows == 1 else c.rows
+        x.fill(c, rows, parallel=False)
+        kernel = _Rows(c, weight, x, rows, tile, lanes, vnni)
+        starts = kernel.starts(most_rows)
+        first = T.bind(task * share)
+        count = T.bind(tirx.max(tirx.min(c.const(groups) - first, c.const(share)), c.const(0)))
+        with T.serial(0, count) as g, T.serial(0, simd.ceil_div(rows, tile)) as t:
+            kernel.tile_of(starts, (first + g) * WIDTH, t * tile)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    c: Contraction
+    weight: GroupWeight
+    x: QuantizedRows
+    rows: ir.Expr
+    tile: int
+    lanes: int
+    vnni: bool
+
+    def starts(self, most_rows: int) -> ir.Var:
+        """-middle * sum of xq, word by word: `[rows, K / 8]`."""
+        c, lanes = self.c, self.lanes
+        starts = T.alloc_buffer((most_rows, c.k // CODES), "int32")
+        ones = simd.twice(simd.splat(tirx.IntImm("int32", 1), lanes), lanes)
+        with T.serial(0, self.rows) as r, T.serial(0, c.const(c.k // CODES // lanes)) as s:
+            total = simd.zeros("int32", lanes)
+            for plane in self._planes(r, s):
+                total = simd.dot_pairs(total, plane, ones, lanes, self.vnni)
+            middle = simd.splat(tirx.IntImm("int32", -self.weight.middle), lanes)
+            simd.store(starts, [r, s * lanes], total * middle, lanes)
+        return starts
+
+    def _planes(self, r: ir.Expr, s: ir.Expr) -> list[ir.Expr]:
+        """Vector i: pairs (8w + i, 8w + i + 4) of x for the words of step s."""
+        at = [s * (SPAN * self.lanes) + i * self.lanes for i in range(SPAN)]
+        return [T.bind(simd.load(self.x.pairs, [r, here], self.lanes)) for here in at]
+
+    def tile_of(self, starts: ir.Var, n0: ir.Expr, r0: ir.Expr) -> None:
+        """WIDTH outputs of `tile` rows."""
+        c, lanes = self.c, self.lanes
+        rows = [T.bind(tirx.min(r0 + r, self.rows - 1)) for r in range(self.tile)]
+        acc = simd.Registers(self.tile, WIDTH, lanes)
+        acc.clear()
+        with T.serial(0, c.const(c.k // CODES // lanes)) as s:
+            planes = [self._planes(r, s) for r in rows]
+            begin = [T.bind(simd.load(starts, [r, s * lanes], lanes)) for r in rows]
+            factor = [T.bind(simd.splat(self.x.scale(r, s), lanes)) for r in rows]
+            for j in range(WIDTH):
+                words = T.bind(simd.load(self.weight.words, [n0 + j, s * lanes], lanes))
+                codes = [T.bind(self.weight.pairs_of(words, i, lanes)) for i in range(SPAN)]
+                scale = T.bind(self._scales(n0 + j, s))
+                for t in range(self.tile):
+                    total = begin[t]
+                    for i in range(SPAN):
+                        total = simd.dot_pairs(total, codes[i], planes[t][i], lanes, self.vnni)
+                    value = T.bind(total).astype(f"float32x{lanes}")
+                    acc.set(t, j, simd.fma(value, scale * factor[t], acc.get(t, j), lanes))
+        for t in range(self.tile):
+            self._store(acc, t, n0, r0 + t)
+
+    def _scales(self, n: ir.Expr, s: ir.Expr) -> ir.Expr:
+        """The scale of every lane's word."""
+        w, lanes = self.weight, self.lanes
+        columns = CODES * lanes
+        count = max(1, columns // w.group)
+        if count == 1:
+            g = s * columns // w.group
+            return simd.splat(tirx.BufferLoad(w.scales, [n, g]).astype("float32"), lanes)
+        few = simd.widen(simd.load(w.scales, [n, s * count], count), count)
+        return simd.shuffle(
+            [few] * (lanes // count), [lane * count // lanes for lane in range(lanes)]
+        )
+
+    def _store(self, acc: simd.Registers, t: int, n0: ir.Expr, r: ir.Expr) -> None:
+        c = self.c
+        sums = T.alloc_buffer((WIDTH,), "float32", scope="local")
+        total = simd.lane_sums([acc.get(t, j) for j in range(WIDTH)], self.lanes)
+        simd.store(sums, [tirx.IntImm("int32", 0)], total, WIDTH)
+        with T.If(r < self.rows), T.Then(), T.vectorized(0, c.const(WIDTH)) as j:
+            c.put(r, n0 + j, tirx.BufferLoad(sums, [j]))
