@@ -87,6 +87,8 @@ def open_library(path: Path, model_dir: Path, device: str) -> Library:
         ) from problem
     metadata = _metadata(path, vm.module)
     _check_functions(path, vm.module)
+    if target.type == "cpu":
+        check_cpu(metadata, path)
     check_lib(metadata, model_dir)
     return Library(path, vm, metadata, target)
 
@@ -160,6 +162,23 @@ def _check_functions(path: Path, module: Any) -> None:
                 expected=arity,
                 todo=RECOMPILE,
             )
+
+
+def check_cpu(metadata: dict[str, Any], path: Path) -> None:
+    """An instruction that is not here would end the process; our libs say which they use."""
+    needed = set((metadata.get("mlc_bridge") or {}).get("cpu_flags") or ())
+    cpuinfo = Path("/proc/cpuinfo")
+    if not needed or not cpuinfo.exists():
+        return
+    lines = cpuinfo.read_text().splitlines()
+    here = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+    if missing := sorted(needed.difference(here)):
+        raise ArtifactError(
+            "the lib was compiled for another processor",
+            where=path,
+            found=f"no {', '.join(missing)} here",
+            todo="Compile the model on this machine",
+        )
 
 
 def _device(wanted: str, module: Any, path: Path) -> Any:

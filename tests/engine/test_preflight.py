@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 from mlc_bridge.artifact.manifest import check_lib
 from mlc_bridge.artifact.tensor_cache import ShardWriter, read_index
 from mlc_bridge.engine import EngineConfig, MLCEngine
+from mlc_bridge.engine.library import check_cpu
 from mlc_bridge.engine.memory import available_memory, require_memory
 from mlc_bridge.engine.parameters import check_calibrated
 from mlc_bridge.engine.threads import allowed_cpus, physical_cpus, start_pool
@@ -150,6 +152,15 @@ def test_uncalibrated_scale() -> None:
     check_calibrated(name, np.array([0.5], np.float32))
     with pytest.raises(ArtifactError, match=r"down_proj.*never calibrated"):
         check_calibrated(name, np.array([np.nan], np.float32))
+
+
+def test_a_lib_for_another_processor(engine: MLCEngine) -> None:
+    path, here = engine.model_lib, Path("/proc/cpuinfo").read_text()
+    flag = re.findall(r"^(?:flags|Features)\s*:.* (\w+)", here, re.MULTILINE)[0]
+    check_cpu({"mlc_bridge": {"cpu_flags": [flag]}}, path)
+    check_cpu({}, path)
+    with pytest.raises(ArtifactError, match="another processor; found no avx9000 here"):
+        check_cpu({"mlc_bridge": {"cpu_flags": [flag, "avx9000"]}}, path)
 
 
 def test_a_model_larger_than_the_memory() -> None:
