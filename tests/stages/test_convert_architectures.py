@@ -1,0 +1,89 @@
+"""AutoAWQ checkpoints of every architecture: the weights that are written are the file's own."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from awq_checkpoint import write_awq
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from mlc_bridge.artifact.tensor_cache import read_index
+from mlc_bridge.models import MODELS
+from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.stages.convert_weight import (
+    ConvertJob,
+    convert_weight,
+    plan_weights,
+)
+
+_spec = importlib.util.spec_from_file_location(
+    "tiny_models", Path(__file__).parents[1] / "models" / "tiny.py"
+)
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+NAMES = sorted(tiny.MODELS)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def awq(request, tmp_path_factory):
+    """An AutoAWQ checkpoint (group 64) of one architecture, and its weights in float32."""
+    home = tmp_path_factory.mktemp(request.param)
+    tiny.save(request.param, home / "float")
+    return home / "awq", write_awq(home / "float", home / "awq", group=64)
+
+
+def test_every_architecture_is_here():
+    kinds = {fields.get("model_type", name) for name, fields in tiny.MODELS.items()}
+    assert kinds >= set(MODELS)
+
+
+def matrices(plan):
+    """(parameter path, expert or None, checkpoint layers) of every quantized matrix."""
+    for weight in plan.weights:
+        if weight.role == "linear":
+            for expert in range(weight.experts) if weight.experts else (None,):
+                layers = weight.sources if expert is None else weight.expert_sources(expert)
+                yield weight.path, expert, layers
+
+
+def test_awq_lands_exactly(awq, tmp_path):
+    model, exact = awq
+    job = ConvertJob(model, tmp_path, "auto")
+    report = convert_weight(job)
+    assert report.quantization == "q4f16_autoawq_g64"
+    assert report.float_layers == ()
+    cache, scheme, seen = read_index(tmp_path, md5=True), SCHEMES["q4f16_autoawq_g64"], set()
+    for path, expert, layers in matrices(plan_weights(job)):
+        stored = {s: cache.array(f"{path}.{s}") for s in ("qweight", "qzeros", "scales")}
+        if expert is not None:
+            stored = {s: array[expert] for s, array in stored.items()}
+        wanted = np.concatenate([exact[layer] for layer in layers])
+        assert np.array_equal(scheme.decode(stored).dequantize(), wanted), path
+        seen.update(layers)
+    assert seen == set(exact)
+
+
+def test_awq_into_float32_is_the_dequantized_model(awq, tmp_path):
+    model, exact = awq
+    job = ConvertJob(model, tmp_path, "q0f32")
+    convert_weight(job)
+    cache = read_index(tmp_path)
+    for path, expert, layers in matrices(plan_weights(job)):
+        stored = cache.array(f"{path}.weight")
+        wanted = np.concatenate([exact[layer] for layer in layers])
+        assert np.array_equal(stored if expert is None else stored[expert], wanted), path
+
+
+@pytest.mark.parametrize("scheme", ["q4f16_1", "q4f16_0"])
+def test_requantizing_says_what_it_costs(awq, tmp_path, scheme):
+    model, _ = awq
+    report = convert_weight(ConvertJob(model, tmp_path, scheme, requantize=True))
+    assert {e.layer for e in report.requantized}
+    assert all(0.98 < e.cosine < 1 and 0 < e.rms < e.max for e in report.requantized)
+    assert len(report.requantized) == len(
+        list(matrices(plan_weights(ConvertJob(model, "", scheme))))
+    )
