@@ -47,8 +47,13 @@ class Built:
         return np.random.default_rng(seed).integers(3, self.vocab, count).tolist()
 
 
-def build(checkpoint: Path, out: Path, quantization: str, **limits: int) -> Built:
-    """Convert, compile and load; nothing is left out of the user's road but the tokenizer."""
+def build(
+    checkpoint: Path, out: Path, quantization: str, without: tuple[str, ...] = (), **limits: int
+) -> Built:
+    """Convert, compile and load; nothing is left out of the user's road but the tokenizer.
+
+    Functions named in ``without`` are not compiled, which saves their kernels' time.
+    """
     hf = json.loads((checkpoint / "config.json").read_text())
     arch, scheme = MODELS[hf["model_type"]], SCHEMES[quantization]
     convert_weight(ConvertJob(checkpoint, out, quantization=quantization))
@@ -56,6 +61,8 @@ def build(checkpoint: Path, out: Path, quantization: str, **limits: int) -> Buil
     write_config(out, arch, config, scheme)
     target = host_target()
     unit = make_unit(make_plan(CompileJob(out)), target)
+    for name in without:
+        del unit.mod[name]
     cache = read_index(out)
     names = [param["name"] for param in unit.metadata["params"]]
     lib = Lib(compile_module(unit, target), {n: cache.array(n) for n in names}, names)

@@ -19,10 +19,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """``built(checkpoint, scheme, **limits)``, remembered for the session."""
     done: dict[tuple[object, ...], Built] = {}
 
-    def once(checkpoint: Path, scheme: str, **limits: int) -> Built:
-        key = (checkpoint, scheme, *sorted(limits.items()))
+    def once(checkpoint: Path, scheme: str, without: tuple[str, ...] = (), **limits: int) -> Built:
+        key = (checkpoint, scheme, without, *sorted(limits.items()))
         if key not in done:
-            done[key] = build(checkpoint, tmp_path_factory.mktemp(scheme), scheme, **limits)
+            out = tmp_path_factory.mktemp(scheme)
+            done[key] = build(checkpoint, out, scheme, without, **limits)
         return done[key]
 
     return once

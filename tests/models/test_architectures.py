@@ -6,18 +6,20 @@ the float16 schemes to float16's. Prompts are four times as long as any window.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from built import Built
 from conftest import Build, Checkpoints
 from tiny import MODELS, WINDOW
 
 TOKENS = 4 * WINDOW
-SCHEMES = ("q0f32", "q4f16_1", "q4f16_autoawq")
 
 
 def close(got: np.ndarray, expected: np.ndarray, scheme: str) -> None:
-    """Float32: 1e-3 at most. Float16: one part in a hundred of the logits' spread on average."""
+    """Float32: 1e-3 at most. Float16: one part in a hundred of the logits' spread."""
     error = np.abs(got - expected)
     if scheme == "q0f32":
         assert error.max() < 1e-3
@@ -25,37 +27,68 @@ def close(got: np.ndarray, expected: np.ndarray, scheme: str) -> None:
         assert np.sqrt((error**2).mean()) < 0.01 * expected.std()
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
-def scheme(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(
-    request: pytest.FixtureRequest, scheme: str, built: Build, checkpoints: Checkpoints
-) -> Built:
-    return built(checkpoints(request.param), scheme)
-
-
-def test_logits(model: Built, scheme: str) -> None:
-    ids = model.tokens(TOKENS)
-    expected = model.expected(ids)
-    close(model.lib.all_logits(model.lib.cache(), ids), expected, scheme)
-
-
-def test_chunks_steps_and_batch(model: Built, scheme: str) -> None:
+@pytest.mark.parametrize("scheme", ["q4f16_1", "q4f16_autoawq"])
+def test_quantized(name: str, scheme: str, built: Build, checkpoints: Checkpoints) -> None:
+    """The prompt at once, and its end token by token."""
+    model = built(checkpoints(name), scheme, ("prefill", "batch_prefill", "batch_decode"))
     lib, ids = model.lib, model.tokens(TOKENS)
     expected = model.expected(ids)
-
+    close(lib.all_logits(lib.cache(), ids), expected, scheme)
     kv = lib.cache()
-    chunks = [lib.all_logits(kv, ids[a : a + 7]) for a in range(0, 21, 7)]
-    steps = [lib.decode(kv, token) for token in ids[21:]]
-    close(np.concatenate([*chunks, *steps]), expected, scheme)
+    begin = lib.all_logits(kv, ids[:40])
+    steps = [lib.decode(kv, token) for token in ids[40:]]
+    close(np.concatenate([begin, *steps]), expected, scheme)
 
-    kv = lib.cache(2)
-    cuts = [15, 31]
+
+@pytest.fixture(scope="module")
+def model(name: str, built: Build, checkpoints: Checkpoints) -> Built:
+    return built(checkpoints(name), "q0f32")
+
+
+def test_prompt_at_once(model: Built) -> None:
+    ids = model.tokens(TOKENS)
+    close(model.lib.all_logits(model.lib.cache(), ids), model.expected(ids), "q0f32")
+
+
+@pytest.mark.parametrize("chunk", [7, 10, 16, 30])
+def test_prompt_in_chunks_then_token_by_token(model: Built, chunk: int) -> None:
+    lib, ids = model.lib, model.tokens(TOKENS)
+    kv = lib.cache()
+    cut = TOKENS - 10
+    chunks = [lib.all_logits(kv, ids[a : min(a + chunk, cut)]) for a in range(0, cut, chunk)]
+    steps = [lib.decode(kv, token) for token in ids[cut:]]
+    close(np.concatenate([*chunks, *steps]), model.expected(ids), "q0f32")
+
+
+def test_batch_is_its_sequences(model: Built) -> None:
+    lib, ids = model.lib, model.tokens(TOKENS)
+    expected = model.expected(ids)
+    kv, cuts = lib.cache(2), [15, 31]
     prompts = lib.batch_prefill(kv, [ids[:n] for n in cuts])
-    close(prompts, expected[[n - 1 for n in cuts]], scheme)
+    close(prompts, expected[[n - 1 for n in cuts]], "q0f32")
     for step in range(3):
         batch = lib.batch_decode(kv, [ids[n + step] for n in cuts])
-        close(batch, expected[[n + step for n in cuts]], scheme)
+        close(batch, expected[[n + step for n in cuts]], "q0f32")
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "phi3"], indirect=True)
+def test_windows_and_caps_are_felt(model: Built) -> None:
+    """Without its window or caps the reference is another model: the tests above would see it."""
+    ids = model.tokens(TOKENS)
+    expected = model.expected(ids)
+    wide = copy.deepcopy(model.reference)
+    for module in wide.modules():
+        if getattr(module, "sliding_window", None):
+            module.sliding_window = 10 * TOKENS
+    config = wide.config
+    for key, value in (("sliding_window", 10 * TOKENS), ("attn_logit_softcapping", None)):
+        if getattr(config, key, None):
+            setattr(config, key, value)
+    with torch.no_grad():
+        other = wide(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(other - expected)[WINDOW:].max() > 0.1

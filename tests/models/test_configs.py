@@ -1,0 +1,173 @@
+"""Configs and weight tables are plain data: MLC's blocks and names, any transformers version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import SHARED
+
+from mlc_bridge.errors import ConfigError
+from mlc_bridge.models import MODELS
+from mlc_bridge.models.arch import parameters
+from mlc_bridge.schemes import SCHEMES
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+
+
+def golden(name: str) -> dict[str, Any]:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_are_those_mlc_writes(case: str) -> None:
+    """Names, shapes and dtypes as MLC LLM's converter stores them."""
+    told = golden(case)
+    arch = MODELS[told["config"]["model_type"]]
+    config = arch.config(told["config"])
+    for scheme, expected in told["params"].items():
+        found = {
+            f"{weight.path}.{suffix}": [list(spec.shape), spec.dtype]
+            for weight in arch.weights(config)
+            for suffix, spec in parameters(weight, SCHEMES[scheme]).items()
+        }
+        assert found == expected
+
+
+def test_block_is_mlcs_own() -> None:
+    told = golden("stdlib-llama-7m")
+    assert MODELS["llama"].config(told["config"]).asdict() == told["model_config"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_block_reads_back(name: str) -> None:
+    """compile sees only the block; it must say everything that config.json said."""
+    arch = MODELS[name]
+    config = arch.config(hf(name))
+    assert arch.config(config.asdict()) == config
+    assert json.loads(json.dumps(config.asdict())) == config.asdict()
+
+
+def hf(name: str, **changes: Any) -> dict[str, Any]:
+    """A config.json of the current transformers layout that holds for every architecture."""
+    base = {
+        **SHARED,
+        "model_type": name,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 30_000.0},
+        "moe_intermediate_size": 128,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "query_pre_attn_scalar": 64,
+        "tie_word_embeddings": name.startswith("gemma"),
+        "sliding_window": 128 if name in ("mistral", "gemma2", "gemma3_text") else None,
+    }
+    return {**base, **changes}
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "gemma3_text"])
+def test_rope_theta_wherever_it_stands(name: str) -> None:
+    arch = MODELS[name]
+    new = arch.config(hf(name))
+    old = arch.config({**hf(name, rope_parameters=None), "rope_theta": 30_000})
+    assert new == old
+    assert arch.spec(new).rope.theta == 30_000
+
+
+def test_rope_scaling_of_both_layouts() -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    old = hf("llama", rope_parameters=None, rope_theta=500_000.0, rope_scaling=scaling)
+    new = hf("llama", rope_parameters={**scaling, "rope_theta": 500_000.0})
+    assert MODELS["llama"].config(old) == MODELS["llama"].config(new)
+    assert MODELS["llama"].config(new).rope_scaling == scaling
+
+
+def test_gemma3_rope_of_both_layouts() -> None:
+    old = hf("gemma3_text", rope_parameters=None, rope_theta=1e6, rope_local_base_freq=1e4)
+    kinds = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    new = hf("gemma3_text", rope_parameters=kinds)
+    assert MODELS["gemma3_text"].config(old) == MODELS["gemma3_text"].config(new)
+
+
+def test_text_model_of_a_nested_config() -> None:
+    flat = hf("llama")
+    nested = {"model_type": "llama", "text_config": flat}
+    assert MODELS["llama"].config(nested) == MODELS["llama"].config(flat)
+
+
+def test_what_configs_leave_out() -> None:
+    bare = hf("llama")
+    for key in ("head_dim", "num_key_value_heads"):
+        bare.pop(key)
+    config = MODELS["llama"].config(bare)
+    assert (config.head_dim, config.num_key_value_heads) == (64, 4)
+
+
+def test_limits() -> None:
+    config = MODELS["llama"].config
+    assert config(hf("llama")).prefill_chunk_size == 512
+    short = config(hf("llama"), context_window_size=100)
+    assert (short.context_window_size, short.prefill_chunk_size) == (100, 100)
+    assert config(hf("llama", max_position_embeddings=131_072)).prefill_chunk_size == 8192
+    assert config(hf("llama"), prefill_chunk_size=64, max_batch_size=2).max_batch_size == 2
+
+
+def test_longrope_list_follows_the_context() -> None:
+    lists = {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
+    phi = hf("phi3", rope_parameters=None, rope_theta=1e4, max_position_embeddings=4096)
+    phi |= {"original_max_position_embeddings": 1024, "rope_scaling": {"type": "su", **lists}}
+    arch = MODELS["phi3"]
+    assert arch.spec(arch.config(phi)).rope.factors == (2.0,) * 32
+    assert arch.spec(arch.config(phi, context_window_size=1024)).rope.factors == (1.0,) * 32
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("llama", {"hidden_size": None}, "hidden_size"),
+        ("llama", {"hidden_size": 2.5}, "hidden_size"),
+        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers"),
+        ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps"),
+        ("llama", {"attention_bias": True}, "attention_bias"),
+        ("llama", {"mlp_bias": True}, "mlp_bias"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic"}}, "rope_type"),
+        ("llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("llama", {"pipeline_parallel_stages": 2}, "pipeline_parallel_stages"),
+        ("llama", {"max_position_embeddings": None}, "context_window_size"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window"),
+        ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type"),
+        ("mixtral", {"num_experts_per_tok": None}, "num_experts_per_tok"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("gemma2", {"layer_types": ["full_attention", "full_attention"]}, "layer_types"),
+        ("gemma2", {"hidden_activation": "silu"}, "hidden_activation"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ],
+)
+def test_what_cannot_be_built_is_named(name: str, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        MODELS[name].config(hf(name, **change))
+
+
+def test_float_layers_are_stored_float() -> None:
+    """``modules_to_not_convert``: kept in the block, and out of the scheme's hands."""
+    arch, scheme = MODELS["llama"], SCHEMES["q4f16_autoawq"]
+    kept = "model.layers.0.mlp.down_proj"
+    config = arch.config(hf("llama"), float_layers=(kept,))
+    assert arch.config(config.asdict()).float_layers == (kept,)
+    stored = {w.path: set(parameters(w, scheme, config.float_layers)) for w in arch.weights(config)}
+    assert stored[kept] == {"weight"}
+    assert stored["model.layers.1.mlp.down_proj"] == {"qweight", "qzeros", "scales"}
