@@ -14,6 +14,11 @@ GPTQ4_ZEROS  4     n       [k, n/8]    natural           AutoGPTQ / GPTQModel ``
 NK4          4     k       [n, k/8]    natural           AutoAWQ GEMV, compressed-tensors
 PLAIN        8     -       [n, k]      one code a word   int8 and float8 weights
 ===========  ====  ======  ==========  ================  =====================================
+
+Two kernel layouts are no such table of words: ``from_gemv_fast`` and ``from_marlin`` turn them into
+``AWQ`` words. Words become other words without passing through codes where both have 4 bits: an
+8 x 8 matrix of nibbles is transposed in registers' worth of words (``_transpose``), tile by tile in
+cache, with whole-array operations only.
 """
 
 from __future__ import annotations
@@ -70,10 +75,9 @@ AWQ = Packing(4, "n", transposed=True, order=AWQ_ORDER)
 GPTQ4 = Packing(4, "k", transposed=True)
 GPTQ4_ZEROS = Packing(4, "n", transposed=True)
 NK4 = Packing(4, "k")
+PLAIN = Packing(8, "k", word_bits=8)
 # Rounds that transpose 8 x 8 nibbles, one uint32 a row: rows apart, bits apart, bits kept.
 NIBBLES = ((4, 16, 0x0000FFFF), (2, 8, 0x00FF00FF), (1, 4, 0x0F0F0F0F))
-
-PLAIN = Packing(8, "k", word_bits=8)
 
 
 @dataclass(frozen=True)
