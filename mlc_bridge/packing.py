@@ -16,9 +16,9 @@ PLAIN        8     -       [n, k]      one code a word   int8 and float8 weights
 ===========  ====  ======  ==========  ================  =====================================
 
 Two kernel layouts are no such table of words: ``from_gemv_fast`` and ``from_marlin`` turn them into
-``AWQ`` words. Words become other words without passing through codes where both have 4 bits: an
-8 x 8 matrix of nibbles is transposed in registers' worth of words (``_transpose``), tile by tile in
-cache, with whole-array operations only.
+``AWQ`` words. Where both packings have 4 bits, words become words without passing through codes:
+8 x 8 nibbles are transposed in three rounds of exchanged halves (``_transpose``), a tile that fits
+the cache at a time.
 """
 
 from __future__ import annotations
