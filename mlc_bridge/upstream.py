@@ -44,7 +44,7 @@ from mlc_bridge.schemes.autoawq import AutoAWQ
 from mlc_bridge.schemes.group_quant import GroupQuant
 from mlc_bridge.sources import SOURCES
 from mlc_bridge.sources.hub import resolve
-from mlc_bridge.stages.calibrate import CalibrateJob
+from mlc_bridge.stages.calibrate import CalibrateJob, CalibrateReport
 from mlc_bridge.stages.compile import CompileJob, CompileReport
 from mlc_bridge.stages.convert_weight import ConvertJob, ConvertReport
 from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport
@@ -241,26 +241,33 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
     )
 
 
-def calibrate(job: CalibrateJob, progress: Progress = silent) -> Path:
-    """MLC's ``calibrate`` (running maximum over sampled generations), on a copy in ``output``."""
+def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport:
+    """MLC's ``calibrate``: running maximum over sampled generations; it tells no statistics.
+
+    MLC edits shards in place, so it works on a copy, which becomes ``job.output`` at the end.
+    """
     register()
     from mlc_llm.interface.calibrate import calibrate as run
 
-    output = Path(job.output)
-    shutil.copytree(job.model_dir, output)  # MLC edits the shards in place
+    start, output = time.perf_counter(), Path(job.output)
     progress("calibrate", 0, 1)
-    with _translated(job):
+    with _published(output) as made, _translated(job):
+        shutil.copytree(job.model_dir, made, dirs_exist_ok=True)
         run(
-            model=str(output),
+            model=str(made),
             device=job.device,
             model_lib=str(job.model_lib or Path(job.model_dir) / "lib.so"),
             dataset=str(job.dataset),
-            output=str(output),
+            output=str(made),
             num_calibration_samples=job.num_calibration_samples,
             seed=job.seed,
         )
+        chat = ChatConfig.load(made)
+        final = chat.quantization.removesuffix("_max_calibrate")
+        chat.model_copy(update={"quantization": final}).save(made)
     progress("calibrate", 1, 1)
-    return output
+    seconds = time.perf_counter() - start
+    return CalibrateReport(output, "max", job.num_calibration_samples, 0, (), (), None, seconds)
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ class CalibrateJob:
 
 @dataclass(frozen=True)
 class CalibrateReport:
-    """What was written: ``layers`` in the order of the weights, ``page`` the HTML report."""
+    """What was written: ``layers`` in the order of the weights, ``page`` the HTML report, if any."""
 
     output: Path
     observer: str
@@ -82,7 +82,7 @@ class CalibrateReport:
     tokens: int
     layers: tuple[LayerReport, ...]
     findings: tuple[str, ...]
-    page: Path
+    page: Path | None
     seconds: float
 
 
