@@ -74,7 +74,7 @@ class CalibrateJob:
 
 @dataclass(frozen=True)
 class CalibrateReport:
-    """What was written: ``layers`` in the order of the weights, ``page`` the HTML report, if any."""
+    """What was written: ``layers`` in the order of the weights; ``page`` is the HTML report."""
 
     output: Path
     observer: str
