@@ -12,18 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from mlc_bridge import __version__
-from mlc_bridge.cli import show
+from mlc_bridge.cli import reports, show
 from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
 from mlc_bridge.cli.flags import job_command
 from mlc_bridge.cli.progress import Bars
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.stages.bench import BenchJob, bench
-from mlc_bridge.stages.build import BuildJob, BuildPlan, BuildReport, build, by_backend
-from mlc_bridge.stages.calibrate import CalibrateJob, CalibrateReport, calibrate
+from mlc_bridge.stages.build import BuildJob, build, by_backend
+from mlc_bridge.stages.calibrate import CalibrateJob, calibrate
 from mlc_bridge.stages.compile import CompileJob, compile_model
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 from mlc_bridge.stages.doctor import examine
-from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
+from mlc_bridge.stages.gen_config import GenConfigJob, gen_config
 from mlc_bridge.stages.inspect_artifact import (
     ArtifactReport,
     CheckJob,
@@ -90,92 +90,9 @@ def _stage(name: str, job: type, stage: Callable[..., Any], doc: str, *aliases: 
         app.command(alias, hidden=True)(command)
 
 
-def _show_config(title: str, found: GenConfigReport) -> None:
-    config = found.config
-    proof = found.prompts_proven_equal
-    show.rows(
-        title,
-        [
-            ("output", found.output),
-            ("model type", config.model_type),
-            ("source format", found.source),
-            ("quantization", config.quantization),
-            ("conv template", _template(config.conv_template.name or "unnamed", proof)),
-            ("context window", f"{config.context_window_size} tokens"),
-            ("tokenizer files", found.files),
-        ],
-    )
-    show.notes(found.notes)
-
-
-def _template(name: str, proof: int) -> str:
-    how = f"derived from the checkpoint's own, {proof} prompts proven equal"
-    return f"{name} ({how})" if proof else name
-
-
-def _show_plan(plan: BuildPlan) -> None:
-    show.rows(
-        "plan",
-        [
-            ("model", f"{plan.model} ({plan.model_type})"),
-            ("source format", plan.source_format),
-            ("quantization", f"{plan.quantization}, {plan.bits_per_weight:.2f} bits per weight"),
-            ("conv template", _template(plan.conv_template, plan.prompts_proven_equal)),
-            ("weights", f"{plan.n_params} parameters, {show.size(plan.nbytes)}"),
-            ("float layers", plan.float_layers),
-            ("context window", f"{plan.context_window_size} tokens"),
-            ("device", plan.device),
-            ("output", plan.output),
-        ],
-    )
-    show.notes(plan.notes)
-
-
-def _target(text: str) -> str:
-    """The short form of a target: kind, triple or architecture, number of CPU features."""
-    try:
-        target = json.loads(text)
-    except ValueError:
-        return text
-    parts = [target.get("kind"), target.get("mtriple") or target.get("arch")]
-    features = len(target.get("mattr", ()))
-    return " ".join(str(p) for p in parts if p) + (f" ({features} features)" if features else "")
-
-
-def _show_build(found: BuildReport) -> None:
-    times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.times.items())
-    show.rows(
-        "built",
-        [
-            ("output", found.output),
-            ("weights", f"{show.size(found.convert.nbytes)}, "
-             f"{found.convert.bits_per_weight:.2f} bits per weight"),
-            ("library", f"{show.size(found.compile.size)} for {_target(found.compile.target)}"
-             + (", from the cache" if found.compile.cached else "")),
-            ("time", f"{times}, in all {sum(found.times.values()):.2f} s"),
-            ("try it", f"mlc-bridge chat {found.output}"),
-        ],
-    )  # fmt: skip
-    show.notes(found.convert.findings)
-
-
-def _show_calibration(title: str, found: CalibrateReport | Path) -> None:
-    if isinstance(found, Path):  # MLC LLM's own calibration gives no report
-        show.rows(title, [("output", found)])
-        return
-    show.report(title, found)
-    show.table(
-        ("layer", "amax", "scale", "saturated %", "looks wrong"),
-        [
-            (x.layer, x.amax, x.chosen.scale, 100 * x.chosen.saturated, x.wrong or "")
-            for x in found.layers
-        ],
-    )
-
-
 SHOW: dict[str, Callable[[str, Any], None]] = {
-    "gen-config": _show_config,
-    "calibrate": _show_calibration,
+    "gen-config": reports.config,
+    "calibrate": reports.calibration,
 }
 
 _stage(
@@ -203,8 +120,8 @@ _stage(
 def _build(given: dict[str, Any]) -> None:
     job = BuildJob.from_recipe(given.pop("config", None), **given)
     with Bars() as progress:
-        found = build(job, progress, announce=_show_plan)
-    _show_build(found)
+        found = build(job, progress, announce=reports.plan)
+    reports.build(found)
 
 
 app.command("build")(
@@ -287,10 +204,7 @@ def _inspect(
 def _check(given: dict[str, Any]) -> None:
     with Bars() as progress:
         found = check_artifact(CheckJob(**given), progress)
-    show.table(
-        ("check", "result", "what was found"),
-        [(c.name, "ok" if c.passed else "FAILED", c.detail) for c in found.checks],
-    )
+    reports.checks(found)
     if not found.passed:
         raise SystemExit(2)
 
@@ -304,16 +218,7 @@ def _verify(given: dict[str, Any]) -> None:
     job = VerifyJob(**given)
     with Bars() as progress:
         found = verify(job, progress)
-    show.rows(
-        "verified" if found.passed else "NOT verified",
-        [
-            ("positions", found.tokens),
-            ("KL divergence", f"{found.kl:.3g} nats, {found.kl_max:.3g} at most"),
-            ("top-1 agreement", f"{found.top1:.2%}"),
-            ("perplexity", f"{found.perplexity:.3f}, reference {found.reference_perplexity:.3f}"),
-            ("logits differ by", f"{found.logit_difference:.3g} at most"),
-        ],
-    )
+    reports.verification(found)
     if not found.passed:
         raise ArtifactError(
             "the compiled model does not say what the checkpoint says",
@@ -327,21 +232,7 @@ def _verify(given: dict[str, Any]) -> None:
 def _bench(given: dict[str, Any]) -> None:
     with Bars() as progress:
         found = bench(BenchJob(**given), progress)
-    show.rows(
-        "bench",
-        [
-            ("device", f"{found.device}, {found.threads} threads"),
-            ("weights per step", show.size(found.nbytes)),
-        ],
-    )
-    show.table(
-        ("", "min", "median", "max", "weights read"),
-        [
-            (x.name, f"{x.min:.1f}", f"{x.median:.1f} tokens/s", f"{x.max:.1f}",
-             f"{x.read:.1f} GB/s" if x.read else "")
-            for x in found.speeds
-        ],
-    )  # fmt: skip
+    reports.speeds(found)
 
 
 app.command("verify")(
@@ -360,11 +251,4 @@ def _doctor(
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2, default=str))
         return
-    show.rows("packages", [(p.name, p.version or "not installed") for p in found.packages])
-    show.rows("machine", found.machine.items())
-    show.rows("devices", found.devices.items())
-    show.table(
-        ("ability", "works", "what to do"),
-        [(a.name, "yes" if a.works else "no", a.todo or "") for a in found.abilities],
-    )
-    show.notes(found.conflicts)
+    reports.diagnosis(found)

@@ -26,6 +26,10 @@ MODULES = {  # distribution names that ship the module
 }
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd")
 LINKERS = ("c++", "g++", "clang++", "gcc", "cc", "clang")
+MLC_INSTALL = (
+    "in an environment without apache-tvm: "
+    "pip install --pre -f https://mlc.ai/wheels mlc-llm-nightly-cpu mlc-ai-nightly-cpu"
+)
 PROBE = """
 import json, tvm
 cuda = tvm.cuda(0)
@@ -146,7 +150,6 @@ def _abilities(
     runs = bool(tvm) and "error" not in tvm
     install = "pip install 'mlc-bridge[tvm]'" if not tvm else tvm.get("error")
     compiles = runs and bool(tvm["llvm"])
-    mlc = "MLC LLM's wheels: https://llm.mlc.ai/docs/install/mlc_llm.html, in an environment "
     return [
         Ability("gen-config, convert, inspect", True),
         Ability(
@@ -168,7 +171,7 @@ def _abilities(
         Ability(
             "--backend mlc_llm",
             bool(known["mlc-llm"]),
-            None if known["mlc-llm"] else mlc + "without apache-tvm",
+            None if known["mlc-llm"] else MLC_INSTALL,
         ),
     ]
 

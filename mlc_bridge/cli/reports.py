@@ -1,0 +1,147 @@
+"""Reports of the stages as text; one function per report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mlc_bridge.cli import show
+from mlc_bridge.stages.bench import BenchReport
+from mlc_bridge.stages.build import BuildPlan, BuildReport
+from mlc_bridge.stages.calibrate import CalibrateReport
+from mlc_bridge.stages.doctor import Diagnosis
+from mlc_bridge.stages.gen_config import GenConfigReport
+from mlc_bridge.stages.inspect_artifact import CheckReport
+from mlc_bridge.stages.verify import VerifyReport
+
+
+def config(title: str, found: GenConfigReport) -> None:
+    chat = found.config
+    proof = found.prompts_proven_equal
+    show.rows(
+        title,
+        [
+            ("output", found.output),
+            ("model type", chat.model_type),
+            ("source format", found.source),
+            ("quantization", chat.quantization),
+            ("conv template", _template(chat.conv_template.name or "unnamed", proof)),
+            ("context window", f"{chat.context_window_size} tokens"),
+            ("tokenizer files", found.files),
+        ],
+    )
+    show.notes(found.notes)
+
+
+def _template(name: str, proof: int) -> str:
+    how = f"derived from the checkpoint's own, {proof} prompts proven equal"
+    return f"{name} ({how})" if proof else name
+
+
+def plan(found: BuildPlan) -> None:
+    show.rows(
+        "plan",
+        [
+            ("model", f"{found.model} ({found.model_type})"),
+            ("source format", found.source_format),
+            ("quantization", f"{found.quantization}, {found.bits_per_weight:.2f} bits per weight"),
+            ("conv template", _template(found.conv_template, found.prompts_proven_equal)),
+            ("weights", f"{found.n_params} parameters, {show.size(found.nbytes)}"),
+            ("float layers", found.float_layers),
+            ("context window", f"{found.context_window_size} tokens"),
+            ("device", found.device),
+            ("output", found.output),
+        ],
+    )
+    show.notes(found.notes)
+
+
+def _target(text: str) -> str:
+    """The short form of a target: kind, triple or architecture, number of CPU features."""
+    try:
+        target = json.loads(text)
+    except ValueError:
+        return text
+    parts = [target.get("kind"), target.get("mtriple") or target.get("arch")]
+    features = len(target.get("mattr", ()))
+    return " ".join(str(p) for p in parts if p) + (f" ({features} features)" if features else "")
+
+
+def build(found: BuildReport) -> None:
+    times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.times.items())
+    show.rows(
+        "built",
+        [
+            ("output", found.output),
+            ("weights", f"{show.size(found.convert.nbytes)}, "
+             f"{found.convert.bits_per_weight:.2f} bits per weight"),
+            ("library", f"{show.size(found.compile.size)} for {_target(found.compile.target)}"
+             + (", from the cache" if found.compile.cached else "")),
+            ("time", f"{times}, in all {sum(found.times.values()):.2f} s"),
+            ("try it", f"mlc-bridge chat {found.output}"),
+        ],
+    )  # fmt: skip
+    show.notes(found.convert.findings)
+
+
+def calibration(title: str, found: CalibrateReport | Path) -> None:
+    if isinstance(found, Path):  # MLC LLM's own calibration gives no report
+        show.rows(title, [("output", found)])
+        return
+    show.report(title, found)
+    show.table(
+        ("layer", "amax", "scale", "saturated %", "looks wrong"),
+        [
+            (x.layer, x.amax, x.chosen.scale, 100 * x.chosen.saturated, x.wrong or "")
+            for x in found.layers
+        ],
+    )
+
+
+def verification(found: VerifyReport) -> None:
+    show.rows(
+        "verified" if found.passed else "NOT verified",
+        [
+            ("positions", found.tokens),
+            ("KL divergence", f"{found.kl:.3g} nats, {found.kl_max:.3g} at most"),
+            ("top-1 agreement", f"{found.top1:.2%}"),
+            ("perplexity", f"{found.perplexity:.3f}, reference {found.reference_perplexity:.3f}"),
+            ("logits differ by", f"{found.logit_difference:.3g} at most"),
+        ],
+    )
+
+
+def speeds(found: BenchReport) -> None:
+    show.rows(
+        "bench",
+        [
+            ("device", f"{found.device}, {found.threads} threads"),
+            ("weights per step", show.size(found.nbytes)),
+        ],
+    )
+    show.table(
+        ("", "min", "median", "max", "weights read"),
+        [
+            (x.name, f"{x.min:.1f}", f"{x.median:.1f} tokens/s", f"{x.max:.1f}",
+             f"{x.read:.1f} GB/s" if x.read else "")
+            for x in found.speeds
+        ],
+    )  # fmt: skip
+
+
+def checks(found: CheckReport) -> None:
+    show.table(
+        ("check", "result", "what was found"),
+        [(c.name, "ok" if c.passed else "FAILED", c.detail) for c in found.checks],
+    )
+
+
+def diagnosis(found: Diagnosis) -> None:
+    show.rows("packages", [(p.name, p.version or "not installed") for p in found.packages])
+    show.rows("machine", found.machine.items())
+    show.rows("devices", found.devices.items())
+    show.table(
+        ("ability", "works", "what to do"),
+        [(a.name, "yes" if a.works else "no", a.todo or "") for a in found.abilities],
+    )
+    show.notes(found.conflicts)
