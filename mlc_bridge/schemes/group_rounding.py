@@ -24,7 +24,7 @@ from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import Array
 from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES
 
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 _F16_TINY = np.float32(2.0**-14)
 _F16_STEP_MAGIC = np.float32(0.75)  # adding it leaves multiples of 2^-24, float16's subnormal step
 _F16_FIRST_INF = np.float32(65520.0)
