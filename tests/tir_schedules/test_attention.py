@@ -36,6 +36,7 @@ CASES = [
     (7, 1, 128, "float16"),
     (2, 1, 256, "float32"),
     (16, 2, 96, "float32"),
+    (4, 4, 100, "float32"),
 ]
 LSE = 2e-5
 LOCAL = 37
@@ -318,6 +319,12 @@ def test_token_trees() -> None:
         seen = np.concatenate([np.ones((j - i, past[b]), bool), trees[b][1]], 1)
         want.append(attend(q[i:j], *pages.sequence(b), seen, 0.125))
     check(got, want, "float32")
+
+
+def test_shapes_that_no_kernel_has_are_refused() -> None:
+    for num_q, num_kv, d in ((6, 4, 64), (4, 2, 66)):
+        with pytest.raises(ValueError, match="whole groups"):
+            heads(num_q, num_kv, d, "float32")
 
 
 @pytest.mark.parametrize("level", ["x86-64-v3", "x86-64"])

@@ -46,6 +46,10 @@ class Heads:
     d_v: int
     dtype: str
 
+    def __post_init__(self) -> None:
+        if self.num_q % self.num_kv or self.d_qk % 4 or self.d_v % 4:
+            raise ValueError(f"whole groups of heads and head sizes divisible by 4 only: {self}")
+
     @property
     def group(self) -> int:
         """Query heads that share one KV head."""
@@ -105,7 +109,7 @@ class Tile:
         self.mask = _mask(simd)
         self.soften = _soften(simd, softcap)
         self.softmax = _softmax(simd)
-        self.weigh = _weigh(simd)
+        self.weigh = _weigh(simd, math.gcd(simd.rows, heads.d_v))
         self.store = _store(heads, self.rows)
 
     def alloc(self) -> tuple[Any, ...]:
@@ -244,8 +248,8 @@ def _dot(simd: Simd) -> Any:
     return dot
 
 
-def _weigh(simd: Simd) -> Any:
-    tile, vectors, lanes, width = simd.rows, simd.vectors, simd.lanes, simd.width
+def _weigh(simd: Simd, tile: int) -> Any:
+    vectors, lanes, width = simd.vectors, simd.lanes, simd.width
 
     @T.macro
     def weigh(V: T.Buffer, P: T.Buffer, out: T.Buffer, alpha: T.Buffer, keys: T.int32) -> None:
