@@ -7,6 +7,7 @@ a full context window ends it with ``length``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -15,9 +16,14 @@ from typing import Literal, Protocol
 from mlc_bridge.engine.sampler import Sampler, Sampling, TokenLogprobs
 from mlc_bridge.engine.text_stream import TextStream
 from mlc_bridge.engine.tokenizer import Tokenizer
+from mlc_bridge.errors import EngineError
 from mlc_bridge.packing import Array
 
 FinishReason = Literal["stop", "length"]
+
+
+class ModelFailure(EngineError):
+    """Not the request's fault: the model failed under it, or the engine has ended."""
 
 
 class Grammar(Protocol):
@@ -79,9 +85,18 @@ class Generation:
         self._delta = Delta(index)
 
     def next_token(self, logits: Array) -> int | None:
-        """Draw, show and check for the end; see ``scheduler.Answer``."""
+        """Draw, show and check for the end; see ``scheduler.Answer``.
+
+        Raises ModelFailure for logits that are not finite.
+        """
         if self.cancelled:
             return None
+        if not math.isfinite(peak := float(logits.max())):
+            raise ModelFailure(
+                "the model's logits are not finite",
+                found=peak,
+                todo="Check the weights with mlc-bridge verify",
+            )
         mask = None if self._grammar is None else self._grammar.mask()
         token, logprobs = self._sampler.next(logits, mask)
         self._count += 1

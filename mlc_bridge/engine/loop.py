@@ -11,14 +11,10 @@ import threading
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
+from mlc_bridge.engine.generation import ModelFailure
 from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.scheduler import Scheduler, Sequence
 from mlc_bridge.engine.threads import start_pool
-from mlc_bridge.errors import EngineError
-
-
-class ModelFailure(EngineError):
-    """Not the request's fault: the model failed under it, or the engine has ended."""
 
 
 class Loop:

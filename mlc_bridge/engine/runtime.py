@@ -176,10 +176,18 @@ class Runtime:
         return self._logits(out, len(run))
 
     def warm_up(self) -> None:
-        """One token through the model: finds a lib that cannot run, or another vocabulary, now."""
+        """One token through the model: finds a lib that cannot run, broken weights, or another
+        vocabulary, now."""
         self.add(0)
-        found = self.prefill([0], [[0]]).shape[-1]
+        logits = self.prefill([0], [[0]])
         self.clear()
+        found = logits.shape[-1]
+        if not np.isfinite(logits).all():
+            raise ArtifactError(
+                "the model gives logits that are not finite",
+                where=self.model_dir,
+                todo="Convert the weights again; mlc-bridge inspect shows what they hold",
+            )
         if found != self.vocab_size:
             raise ArtifactError(
                 "the lib has another vocabulary than mlc-chat-config.json",

@@ -226,7 +226,12 @@ class Scheduler:
                 self._extend(sequence, row)
 
     def _extend(self, sequence: Sequence, logits: Array) -> None:
-        token = sequence.answer.next_token(logits)
+        try:
+            token = sequence.answer.next_token(logits)
+        except Exception as error:  # one answer's trouble is not the others'
+            sequence.answer.fail(error)
+            self._leave(sequence)
+            return
         if token is None:
             self._end(sequence)
         else:

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mlc_bridge.engine.engine import MLCEngine, parse
-from mlc_bridge.engine.loop import ModelFailure
+from mlc_bridge.engine.generation import ModelFailure
 from mlc_bridge.engine.protocol import ChatCompletionRequest, CompletionRequest
 from mlc_bridge.errors import BridgeError, ContextOverflow, EngineError, MissingDependency
 

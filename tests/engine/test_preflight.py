@@ -154,6 +154,31 @@ def test_uncalibrated_scale() -> None:
         check_calibrated(name, np.array([np.nan], np.float32))
 
 
+def test_broken_weights_are_found_by_the_first_token(artifact: Path, copy_of: Copy) -> None:
+    directory = copy_of()
+    rewritten(artifact, directory, lambda name, a: np.full_like(a, np.nan) if name == NORM else a)
+    with pytest.raises(ArtifactError, match="logits that are not finite"):
+        MLCEngine(directory)
+
+
+def test_one_broken_answer_is_not_the_others(artifact: Path, copy_of: Copy) -> None:
+    def spoil(name: str, array: np.ndarray) -> np.ndarray:
+        if name != "model.embed_tokens.weight":
+            return array
+        array = array.copy()
+        array[7] = np.nan
+        return array
+
+    directory = copy_of()
+    rewritten(artifact, directory, spoil)
+    with MLCEngine(directory) as engine:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="logits are not finite"):
+                engine.completions.create(prompt=[5, 7, 9], max_tokens=4)
+        response = engine.completions.create(prompt=[5, 6, 9], max_tokens=4, temperature=0.0)
+        assert response.usage.completion_tokens == 4
+
+
 def test_a_lib_for_another_processor(engine: MLCEngine) -> None:
     path, here = engine.model_lib, Path("/proc/cpuinfo").read_text()
     flag = re.findall(r"^(?:flags|Features)\s*:.* (\w+)", here, re.MULTILINE)[0]
