@@ -84,6 +84,8 @@ def attach_cache(mod: tvm.IRModule, layout: CacheLayout, target: Target) -> tvm.
 
 def _model(layout: CacheLayout) -> list[Any]:
     """The constructor's arguments that describe the model."""
+    # Its kernel takes a long and a short list and picks one by the length of the call, which would
+    # rotate one sequence in two ways; the model has picked already, so both are the same.
     factors = layout.rope_factors
     return [
         relax.ShapeExpr([0, layout.layers]),
@@ -96,7 +98,7 @@ def _model(layout: CacheLayout) -> list[Any]:
         relax.prim_value(ROPE_NORMAL if layout.rotates else ROPE_NONE),
         relax.prim_value(layout.rope_scale),
         relax.prim_value(layout.rope_theta),
-        relax.prim_value(0) if factors is None else relax.const(np.array(factors, "float32")),
+        relax.prim_value(0) if factors is None else relax.const(np.array(2 * factors, "float32")),
         relax.op.zeros((), layout.dtype),
     ]
 

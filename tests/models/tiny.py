@@ -40,7 +40,7 @@ LONGROPE = {
     "rope_theta": 10_000.0,
     "short_factor": [1.0 + 0.02 * i for i in range(24)],
     "long_factor": [1.5 + 0.1 * i for i in range(24)],
-    "original_max_position_embeddings": 256,
+    "original_max_position_embeddings": 16,
     "partial_rotary_factor": 0.75,
 }
 GEMMA3_ROPE = {
@@ -68,7 +68,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "phi3": {
         "rope_parameters": LONGROPE,
-        "original_max_position_embeddings": 256,
+        "original_max_position_embeddings": 16,
         "sliding_window": WINDOW,
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
