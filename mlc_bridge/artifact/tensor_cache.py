@@ -15,11 +15,8 @@ Shard rule (TVM's): tensors fill a shard of 32 MiB; one that would reach the cap
 shard, and one of half the cap or more gets a shard of its own *before* the one being filled, so
 shard numbers do not follow the order of names.
 
-Publishing: one writer at a time holds a lock on the directory and works in ``.tensor-cache.tmp``
-inside it. At the end the old index goes first, shards move in by rename, the index comes last: a
-directory with an index is complete. A killed run leaves the folder behind; the next writer
-removes it. Ctrl-C is held while a writer is open and raised between tensors, or before the
-publication begins.
+A directory with an index is complete, whatever happened to the run that wrote it: see
+``workspace.py``.
 
 md5 sums, which no runtime reads, are on wish: at 0.8 GB/s a core they cost more than all the rest.
 They run on threads over finished shards, whose bytes are still in the page cache, so that memory
@@ -28,14 +25,12 @@ stays at what the caller holds.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,14 +39,13 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from mlc_bridge.artifact.interrupts import HeldInterrupts
+from mlc_bridge.artifact.workspace import Workspace, told
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
 
 INDEX = "tensor-cache.json"
 OLDER_INDEX = "ndarray-cache.json"
 SHARD_CAP = 32 << 20
-_TEMP = ".tensor-cache.tmp"
 _SLAB = 4 << 20
 
 
@@ -105,21 +99,10 @@ class ShardWriter:
         self._pending: list[Record] = []
         self._pending_bytes = 0
         self._file: BinaryIO | None = None
-        self._created: list[Path] = []
-        self._lock: int | None = None
-        self._interrupts = HeldInterrupts()
+        self._space = Workspace(self.directory, ".tensor-cache.tmp")
 
     def __enter__(self) -> ShardWriter:
-        self._interrupts.hold()
-        try:
-            with _disk(self.directory):
-                self._created = _make_dirs(self.directory)
-                self._lock = _lock(self.directory)
-                _clear(self._temp)
-                self._temp.mkdir()
-        except BaseException:
-            self._leave(published=False)
-            raise
+        self._space.open()
         self._hashing = ThreadPoolExecutor(2, thread_name_prefix="shard-md5")
         return self
 
@@ -129,20 +112,17 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        done = False
         try:
             if kind is None:
-                with _disk(self.directory):
+                with told(self.directory):
                     self._finish()
                     self._publish()
-                done = True
         finally:
             if self._file is not None:
                 with suppress(OSError):
                     self._file.close()
             self._hashing.shutdown(wait=True, cancel_futures=True)
-            _clear(self._temp)
-            self._leave(published=done)
+            self._space.close()
 
     def add(self, name: str, array: Array, dtype: str | None = None) -> None:
         """Append one tensor; contiguous views of a mapped file are written without a copy.
@@ -150,7 +130,7 @@ class ShardWriter:
         ``dtype`` reinterprets the bytes under another MLC dtype name of the same item size.
         Raises ArtifactError for a repeated name or a disk that refuses.
         """
-        self._interrupts.check()
+        self._space.interrupts.check()
         if name in self.records:
             raise ArtifactError("this parameter is written twice", where=name)
         if dtype is not None:
@@ -158,7 +138,7 @@ class ShardWriter:
         word = "raw" if array.dtype == np.float32 else "f32-to-bf16"
         size, shape = array.nbytes, tuple(array.shape)
         record = Record(name, shape, array.dtype.name, word, size, 0, "")
-        with _disk(self.directory):
+        with told(self.directory):
             if self._pending_bytes + size >= SHARD_CAP:
                 if size * 2 >= SHARD_CAP:
                     self._write_own(record, array)
@@ -171,19 +151,15 @@ class ShardWriter:
         """Bytes of all tensors added so far."""
         return sum(record.nbytes for record in self.records.values())
 
-    @property
-    def _temp(self) -> Path:
-        return self.directory / _TEMP
-
     def _write_own(self, record: Record, array: Array) -> None:
-        path = self._temp / _shard_name(len(self._shards))
+        path = self._space.temp / _shard_name(len(self._shards))
         with path.open("wb") as file:
             _write(file, array)
         self._register(path, record.nbytes, [record])
 
     def _append(self, record: Record, array: Array) -> None:
         if self._file is None:
-            self._file = (self._temp / "pending.bin").open("wb")
+            self._file = (self._space.temp / "pending.bin").open("wb")
         _write(self._file, array)
         placed = _moved(record, offset=self._pending_bytes)
         self._pending.append(placed)
@@ -195,8 +171,8 @@ class ShardWriter:
             return
         self._file.close()
         self._file = None
-        path = self._temp / _shard_name(len(self._shards))
-        os.replace(self._temp / "pending.bin", path)
+        path = self._space.temp / _shard_name(len(self._shards))
+        os.replace(self._space.temp / "pending.bin", path)
         self._register(path, self._pending_bytes, self._pending)
         self._pending, self._pending_bytes = [], 0
 
@@ -218,35 +194,15 @@ class ShardWriter:
         self._commit_pending()
         for shard, digest in zip(self._shards, self._digests, strict=self._md5):
             shard["md5sum"] = digest.result()
-            self._interrupts.check()
+            self._space.interrupts.check()
         index = {"metadata": self.metadata, "records": self._shards}
-        (self._temp / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
-        self._interrupts.check()
+        (self._space.temp / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
+        self._space.interrupts.check()
 
     def _publish(self) -> None:
-        names = [shard["dataPath"] for shard in self._shards]
-        for stale in (INDEX, OLDER_INDEX, "tensor-cache-b16.json"):
-            (self.directory / stale).unlink(missing_ok=True)
-        try:
-            for old in self.directory.glob("params_shard_*.bin"):
-                old.unlink()
-            for name in names:
-                os.replace(self._temp / name, self.directory / name)
-            os.replace(self._temp / INDEX, self.directory / INDEX)
-        except BaseException:
-            for name in names:
-                (self.directory / name).unlink(missing_ok=True)
-            raise
-
-    def _leave(self, published: bool) -> None:
-        if not published:
-            with suppress(OSError):  # not empty: somebody else's files came in
-                for path in reversed(self._created):
-                    path.rmdir()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        self._interrupts.release()
+        older = [self.directory / name for name in (OLDER_INDEX, "tensor-cache-b16.json")]
+        stale = [*self.directory.glob("params_shard_*.bin"), *older]
+        self._space.publish((str(shard["dataPath"]) for shard in self._shards), INDEX, stale)
 
 
 @dataclass(frozen=True)
@@ -390,51 +346,3 @@ def _write(file: BinaryIO, array: Array) -> None:
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-@contextmanager
-def _disk(where: Path) -> Iterator[None]:
-    """Turns the operating system's refusals into the user's error."""
-    try:
-        yield
-    except OSError as problem:
-        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise ArtifactError(
-            f"cannot write the weights: {problem.strerror or problem}",
-            where=where,
-            todo="Free space or choose another output" if full else "Choose another output",
-        ) from problem
-
-
-def _make_dirs(directory: Path) -> list[Path]:
-    """Create missing folders, outermost first, and say which."""
-    missing = []
-    for path in (directory, *directory.parents):
-        if path.exists():
-            break
-        missing.append(path)
-    directory.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
-
-
-def _lock(directory: Path) -> int | None:
-    """One writer at a time; the lock dies with its process. None where folders cannot be locked."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise ArtifactError("another run is writing here", where=directory) from None
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
-
-
-def _clear(temp: Path) -> None:
-    if temp.exists():
-        shutil.rmtree(temp, ignore_errors=True)

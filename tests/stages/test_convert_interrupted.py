@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.synthetic import Shape, write_checkpoint
 from mlc_bridge.artifact.tensor_cache import INDEX, read_index
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
+from benchmarks.synthetic import Shape, write_checkpoint  # noqa: E402
 
 # About 60 MB, several shards; a run takes about a third of a second.
 SHAPE = Shape(hidden=1024, layers=6, heads=8, kv_heads=4, inner=2816, vocab=8192)
