@@ -1,6 +1,7 @@
 """What FP8 costs in perplexity, observer by observer, beside float and e5m2.
 
-    python benchmarks/fp8.py examples/models/stdlib-llama-7m HELDOUT.txt DATASET.json
+    python benchmarks/fp8.py examples/models/stdlib-llama-7m HELDOUT.txt DATASET.json \\
+        --beside examples/models/stdlib-llama-7m-awq
 
 Every row is a model built here from the same checkpoint and run over the same windows of 512
 tokens; the ratio is to the float32 row of the same run.
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,13 @@ def models(
     yield "e4m3 max, scales in bfloat16", narrowed(work / f"e4m3 max ({counts[-1]} samples)")
 
 
+def others(checkpoints: Sequence[str], work: Path) -> Iterator[tuple[str, Path]]:
+    """Quantized checkpoints in the scheme that holds them exactly."""
+    for checkpoint in checkpoints:
+        name = Path(checkpoint).name
+        yield name, built(checkpoint, work / name, "auto")
+
+
 def narrowed(source: Path) -> Path:
     """The same model with its float32 scales rounded to bfloat16, as MLC's files hold them."""
     import ml_dtypes
@@ -121,12 +130,14 @@ def main() -> None:
     parser.add_argument("heldout")
     parser.add_argument("dataset")
     parser.add_argument("--samples", type=int, nargs="+", default=[4, 64])
+    parser.add_argument("--beside", nargs="*", default=[], help="quantized checkpoints to compare")
     args = parser.parse_args()
     text = Path(args.heldout).read_text(encoding="utf-8")
     first = None
     print(f"{'model':32} {'perplexity':>10} {'to float32':>10} {'seconds':>8}")
     with tempfile.TemporaryDirectory() as work:
-        for name, directory in models(args.model, args.dataset, Path(work), args.samples):
+        rows = models(args.model, args.dataset, Path(work), args.samples)
+        for name, directory in chain(rows, others(args.beside, Path(work))):
             start = time.perf_counter()
             value = perplexity(directory, text)
             first = first or value
