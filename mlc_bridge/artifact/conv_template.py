@@ -334,9 +334,16 @@ def _refusal(source: ChatTemplate, why: str, **more: object) -> ConfigError:
     return ConfigError(
         f"MLC's conv_template cannot say what this chat template says: {why}",
         where=source.where,
-        todo="Name one of MLC's templates with --conv-template NAME",
+        todo=f"Name one of MLC's templates with --conv-template NAME{_kindred(source.source)}",
         **more,
     )
+
+
+def _kindred(source: str) -> str:
+    """Templates of MLC whose separators stand in the source, as a hint."""
+    known = {name: template(name).seps[0].strip() for name in template_names()}
+    near = [name for name, sep in known.items() if len(sep) > 3 and sep in source]
+    return f", for instance {', '.join(near[:4])}" if near else ""
 
 
 def _difference(

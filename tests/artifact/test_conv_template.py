@@ -220,6 +220,11 @@ def test_refusal_shows_both_prompts() -> None:
     assert "Grueße" in str(error.value.expected)
 
 
+def test_refusal_names_kindred_templates() -> None:
+    with pytest.raises(ConfigError, match="for instance llama-3, llama-3_1"):
+        derive(ChatTemplate("{{ strftime_now('%d') }}" + HEADERS, TOKENS))
+
+
 def test_example_model_end_to_end(example_awq: Any) -> None:
     """Token ids of the tokenizer's own apply_chat_template, on the example model."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(example_awq)
