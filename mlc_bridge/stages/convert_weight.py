@@ -10,6 +10,7 @@ thing, and the report then says what it cost, layer by layer.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,8 +92,9 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     start = time.perf_counter()
     plan = plan_weights(job)
     output = Path(job.output)
-    _check_output(output, plan)
     total, elements, stamp = plan.nbytes, plan.elements, plan.fingerprint
+    _check_place(output, plan, total)
+    _check_config(output, plan)
     md5 = total < MD5_BELOW if job.md5 is None else job.md5
     sizes: dict[str, int] = {}
     told: list[Encoded] = []
@@ -147,7 +149,25 @@ def _agreed(name: str, array: Array, spec: Spec) -> Array:
     return array
 
 
-def _check_output(output: Path, plan: WeightPlan) -> None:
+def _check_place(output: Path, plan: WeightPlan, nbytes: int) -> None:
+    """Not into the checkpoint itself, and not onto a disk that cannot take it."""
+    if output.resolve() == plan.ckpt.path.resolve():
+        raise ArtifactError(
+            "the output is the checkpoint itself", where=output, todo="Choose another output"
+        )
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < nbytes:
+        raise ArtifactError(
+            "not enough space for the weights",
+            where=output,
+            found=f"{free / 1e6:.0f} MB free",
+            expected=f"{nbytes / 1e6:.0f} MB",
+            todo="Free space or choose another output",
+        )
+
+
+def _check_config(output: Path, plan: WeightPlan) -> None:
     """A config already in the output must describe these very weights."""
     if not (output / CONFIG_NAME).exists():
         return

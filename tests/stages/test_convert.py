@@ -111,6 +111,14 @@ def refused(home, output, error, said, quantization="q4f16_autoawq", **kw):
     assert {p.name: p.stat().st_mtime_ns for p in home.iterdir()} == before
 
 
+def test_the_checkpoint_itself_is_no_output(model):
+    home = model()
+    before = sorted(p.name for p in home.iterdir())
+    with pytest.raises(ArtifactError, match="the output is the checkpoint itself"):
+        convert_weight(ConvertJob(home, home, "q4f16_autoawq"))
+    assert sorted(p.name for p in home.iterdir()) == before
+
+
 def test_source_elsewhere(tmp_path, model):
     home = model()
     (home / "model.safetensors").rename(tmp_path / "weights.safetensors")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from mlc_bridge.errors import ArtifactError
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
-from benchmarks.synthetic import Shape, write_checkpoint  # noqa: E402
+from benchmarks.synthetic import Shape, write_checkpoint
 
 # About 60 MB, several shards; a run takes about a third of a second.
 SHAPE = Shape(hidden=1024, layers=6, heads=8, kv_heads=4, inner=2816, vocab=8192)
@@ -101,13 +102,23 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_disk_full(source, small_disk):
+def roomy(path):
+    return SimpleNamespace(free=1 << 40)
+
+
+def test_disk_full(source, small_disk, monkeypatch):
+    """Too small a disk is seen before; one that fills up meanwhile is cleaned up after."""
+    job = ConvertJob(source, small_disk / "out", "q4f16_autoawq")
+    with pytest.raises(ArtifactError, match=r"found 8 MB free, expected 70 MB.*Free space"):
+        convert_weight(job)
+    monkeypatch.setattr(shutil, "disk_usage", roomy)
     with pytest.raises(ArtifactError, match=r"No space left on device.*Free space"):
-        convert_weight(ConvertJob(source, small_disk / "out", "q4f16_autoawq"))
+        convert_weight(job)
     assert list(small_disk.iterdir()) == []
 
 
-def test_read_only_disk(source, small_disk):
+def test_read_only_disk(source, small_disk, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", roomy)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(ArtifactError, match=r"Read-only file system.*Choose another output"):
         convert_weight(ConvertJob(source, small_disk / "out", "q4f16_autoawq"))
