@@ -1,6 +1,6 @@
 """Memory bandwidth of this machine by a read stream: the bound of every decode step.
 
-    python benchmarks/bandwidth.py [--threads 2] [--gib 1]
+    python -m benchmarks.bandwidth [--threads 2] [--gib 1]
 
 A compiled kernel sums a buffer far larger than the caches, each thread its own contiguous part,
 eight vector accumulators deep. One line per thread count: min, median, max of the repetitions.
@@ -12,73 +12,68 @@ import argparse
 import os
 import statistics
 import time
-from dataclasses import dataclass
+
+import numpy as np
+
+STEP = 128  # int32 values summed at a time: eight AVX-512 registers
 
 
-@dataclass(frozen=True)
-class Bandwidth:
-    """GB/s (10^9 bytes) over the repetitions."""
+class ReadStream:
+    """A buffer of `gib` GiB read by `threads` parallel tasks; TVM's pool must have that many."""
 
-    threads: int
-    low: float
-    median: float
-    high: float
+    def __init__(self, threads: int, gib: float) -> None:
+        import tvm
+        from tvm.script import tirx as T
 
-    def __str__(self) -> str:
-        rates = f"{self.low:.1f} / {self.median:.1f} / {self.high:.1f} GB/s"
-        return f"read stream, {self.threads} threads: {rates} (min / median / max)"
+        from mlc_bridge.compiler.target import host_target
 
+        steps = int(gib * 2**30) // (4 * STEP * threads)
+        self.size = threads * steps * STEP
 
-def read_bandwidth(threads: int, gib: float = 1.0, repeat: int = 12) -> Bandwidth:
-    """Sum `gib` GiB of int32 with `threads` parallel tasks; the pool must have that many."""
-    import numpy as np
-    import tvm
-    from tvm.script import tirx as T
+        @T.prim_func(s_tir=True)
+        def stream(
+            data: T.Buffer((threads * steps * STEP,), "int32"),  # type: ignore[valid-type]
+            out: T.Buffer((threads, STEP), "int32"),  # type: ignore[valid-type]
+        ) -> None:
+            for part in T.parallel(threads):
+                acc = T.alloc_buffer((STEP,), "int32", scope="local")
+                for i in T.vectorized(STEP):
+                    acc[i] = 0
+                for s in range(steps):
+                    for i in T.vectorized(STEP):
+                        acc[i] = acc[i] + data[(part * steps + s) * STEP + i]
+                for i in T.vectorized(STEP):
+                    out[part, i] = acc[i]
 
-    from mlc_bridge.compiler.target import host_target
+        self.main = tvm.compile(stream, target=host_target())["stream"]
+        self.data = tvm.runtime.tensor(np.ones(self.size, np.int32))
+        self.out = tvm.runtime.tensor(np.zeros((threads, STEP), np.int32))
 
-    lanes, deep = 16, 8
-    steps = int(gib * 2**30) // (4 * lanes * deep * threads)
-    step = lanes * deep
-
-    @T.prim_func(s_tir=True)
-    def stream(
-        data: T.Buffer((threads * steps * step,), "int32"), out: T.Buffer((threads, step), "int32")
-    ) -> None:
-        for part in T.parallel(threads):
-            acc = T.alloc_buffer((step,), "int32", scope="local")
-            for i in T.vectorized(step):
-                acc[i] = 0
-            for s in range(steps):
-                for i in T.vectorized(step):
-                    acc[i] = acc[i] + data[(part * steps + s) * step + i]
-            for i in T.vectorized(step):
-                out[part, i] = acc[i]
-
-    library = tvm.compile(stream, target=host_target())
-    size = threads * steps * step
-    data = tvm.runtime.tensor(np.ones(size, np.int32))
-    out = tvm.runtime.tensor(np.zeros((threads, step), np.int32))
-    rates = []
-    for _ in range(repeat + 2):
+    def seconds_per_gigabyte(self) -> float:
+        """Read everything once; seconds for 10^9 bytes."""
         start = time.perf_counter()
-        library["stream"](data, out)
-        rates.append(4 * size / (time.perf_counter() - start) / 1e9)
-    if out.numpy().sum() != size:
-        raise RuntimeError("the read stream did not read everything")
-    kept = rates[2:]
-    return Bandwidth(threads, min(kept), statistics.median(kept), max(kept))
+        self.main(self.data, self.out)
+        seconds = time.perf_counter() - start
+        if int(self.out.numpy().sum()) != self.size:
+            raise RuntimeError("the read stream did not read everything")
+        return seconds / (4 * self.size / 1e9)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--repeat", type=int, default=12)
     options = parser.parse_args()
     # TVM reads the size of its pool once, before the first parallel loop
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
     for threads in sorted({1, options.threads}):
-        print(read_bandwidth(threads, options.gib))
+        stream = ReadStream(threads, options.gib)
+        stream.seconds_per_gigabyte()
+        rates = [1 / stream.seconds_per_gigabyte() for _ in range(options.repeat)]
+        middle = statistics.median(rates)
+        text = f"{min(rates):.1f} / {middle:.1f} / {max(rates):.1f} GB/s (min / median / max)"
+        print(f"read stream, {threads} threads: {text}")
 
 
 if __name__ == "__main__":

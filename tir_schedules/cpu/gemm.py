@@ -64,11 +64,12 @@ class Tiles:
 def emit_gemm(c: Contraction, weight: PackedWeight, tiles: Tiles) -> None:
     """Emit the whole layer at the builder's current place."""
     t = tiles
-    row_blocks = tirx.floordiv(c.rows + (t.row_block - 1), c.const(t.row_block))
+    row_blocks = T.bind(simd.ceil_div(c.rows, t.row_block))
     column_blocks = -(-c.n // t.columns)
     with T.parallel(0, row_blocks * column_blocks) as task:
-        n0 = T.bind(task % column_blocks * t.columns)
-        r0 = T.bind(task // column_blocks * t.row_block)
+        # row blocks inside, so that every thread gets its part of a short last one
+        n0 = T.bind(tirx.floordiv(task, row_blocks) * t.columns)
+        r0 = T.bind(tirx.floormod(task, row_blocks) * t.row_block)
         panel = T.alloc_buffer((t.depth, t.columns), "float32")
         sums = T.alloc_buffer((t.row_block, t.columns), "float32")
         count = T.bind(tirx.min(c.rows - r0, c.const(t.row_block)))

@@ -5,7 +5,7 @@ Same integers as in the decode kernels, with twice the products per instruction 
     for every 8 * lanes columns and every block of rows, in parallel:
         for every stretch of k:
             panel[k / 2, columns] = pairs of q - z                                     L1, L2
-            for every half of the columns, every tile of rows, every block of k:
+            for every block of k, every half of the columns, every tile of rows:
                 acc[row, column] = sum of pair products                                registers
                 sum[row, column] += s * sx * acc                                       L2
         out = finish(sum)
@@ -64,9 +64,11 @@ def emit_int16_gemm(c: Contraction, weight: PairWeight, target: Target, lanes: i
     columns = CODES * lanes
     blocks = -(-c.n // columns)
     vnni = lanes == 16 and simd.has(target, "avx512vnni")
-    with T.parallel(0, simd.ceil_div(c.rows, ROW_BLOCK) * blocks) as task:
-        n0 = T.bind(tirx.min(task % blocks * columns, c.const(c.n - columns)))
-        r0 = T.bind(task // blocks * ROW_BLOCK)
+    row_blocks = T.bind(simd.ceil_div(c.rows, ROW_BLOCK))
+    with T.parallel(0, row_blocks * blocks) as task:
+        # row blocks inside, so that every thread gets its part of a short last one
+        n0 = T.bind(tirx.min(tirx.floordiv(task, row_blocks) * columns, c.const(c.n - columns)))
+        r0 = T.bind(tirx.floormod(task, row_blocks) * ROW_BLOCK)
         count = T.bind(tirx.min(c.rows - r0, c.const(ROW_BLOCK)))
         _Block(c, weight, x, n0, r0, count, lanes, vnni).run()
 
@@ -127,7 +129,8 @@ class _Block:
         blocks, strips = self.c.const(depth // self.x.block), self.c.const(CODES // self.vectors)
         w, x = self.weight, self.x
         w.pack_pairs(panel, scales, self.n0, k0, depth, x.block, self.lanes)
-        with T.serial(0, strips) as j, T.serial(0, tiles) as i, T.serial(0, blocks) as b:
+        # blocks outside: LLVM keeps the sums of two in a row in registers, and spills the products
+        with T.serial(0, blocks) as b, T.serial(0, strips) as j, T.serial(0, tiles) as i:
             column = T.bind(j * (self.vectors * self.lanes))
             self._micro(panel, scales, sums, i * ROWS, column, k0, b)
 
