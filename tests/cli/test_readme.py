@@ -39,3 +39,11 @@ def test_make_targets_exist() -> None:
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "make test" in (ROOT / ".ci/run").read_text("utf-8")
+
+
+def test_the_table_lists_every_architecture() -> None:
+    from mlc_bridge import MODELS
+
+    table = README.partition("<!-- test matrix")[2].partition("<!-- end of test matrix")[0]
+    rows = set(re.findall(r"^\| ([\w-]+) \|", table, re.MULTILINE))
+    assert set(MODELS) <= rows
