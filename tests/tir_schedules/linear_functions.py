@@ -25,6 +25,20 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
+_BUILT: dict[tuple[str, str], tvm.runtime.Executable] = {}
+
+
+def build(func: tirx.PrimFunc, target: tvm.target.Target) -> tvm.runtime.Executable:
+    """Schedule by the rules and build; equal functions (any number of rows) are built once."""
+    key = (func.script(), str(target))
+    if key not in _BUILT:
+        module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+        with target:
+            module = dlight.ApplyDefaultSchedule(*RULES(target))(module)
+        _BUILT[key] = tvm.compile(module, target=target)
+    return _BUILT[key]
+
+
 @dataclass
 class Layer:
     """A fused function, its inputs and what it should give in float64."""
@@ -36,10 +50,7 @@ class Layer:
 
     def run(self, target: tvm.target.Target = TARGET) -> np.ndarray:
         """Schedule by the rules, build for the target and run."""
-        module = tvm.IRModule({"main": self.func.with_attr("global_symbol", "main")})
-        with target:
-            module = dlight.ApplyDefaultSchedule(*RULES(target))(module)
-        library = tvm.compile(module, target=target)
+        library = build(self.func, target)
         out = np.zeros(self.expected.shape, numpy_dtype(self.out_dtype))
         arguments = [tvm.runtime.tensor(a) for a in [*self.inputs, out]]
         library["main"](*arguments)
