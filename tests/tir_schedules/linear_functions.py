@@ -75,7 +75,7 @@ def dense(
     """`x @ W^T` (or `x @ W`) with a float32 sum."""
     rng = np.random.default_rng(m * n + k)
     x, w = _floats(rng, (1, m, k), dtype), _floats(rng, (n, k) if nk else (k, n), dtype)
-    place = te.placeholder(w.shape, dtype, "w")
+    place = te.placeholder(_int64(w.shape), dtype, "w")
     matrix = w.astype(np.float64)
     return _layer(
         m, n, k, dtype, out_dtype or dtype, static, epilogue, rng, x, [w], [place],
@@ -102,14 +102,16 @@ def awq(
     scales = ((rng.random((k // group, n)) + 0.1) * 0.01).astype(numpy_dtype(dtype))
     names = ("qweight", "qzeros", "scales")
     arrays = [words, zeros, scales]
-    places = [te.placeholder(a.shape, str(a.dtype), i) for a, i in zip(arrays, names, strict=True)]
+    places = [
+        te.placeholder(_int64(a.shape), str(a.dtype), i) for a, i in zip(arrays, names, strict=True)
+    ]
 
     def unpack(place: te.Tensor, row: tirx.Expr, j: tirx.Expr) -> tirx.Expr:
         shift = (j % 2 * 16 + j % 8 // 2 * 4).astype("uint32")
         return ((place[row, j // 8] >> shift) & tirx.const(15, "uint32")).astype(dtype)
 
     weight = te.compute(
-        (n, k),
+        _int64((n, k)),
         lambda j, i: (
             (unpack(places[0], i, j) - unpack(places[1], i // group, j)) * places[2][i // group, j]
         ),
@@ -142,7 +144,7 @@ def group4(
     codes = ((words[:, :, None] >> nibbles) & 15).reshape(n, k).astype(np.float64)
     matrix = (codes - 7) * np.repeat(scales.astype(np.float64), group, axis=1)
     arrays = [np.ascontiguousarray(a if nk else a.T) for a in (words, scales)]
-    places = [te.placeholder(a.shape, str(a.dtype), f"w{i}") for i, a in enumerate(arrays)]
+    places = [te.placeholder(_int64(a.shape), str(a.dtype), f"w{i}") for i, a in enumerate(arrays)]
 
     def at(place: te.Tensor, j: tirx.Expr, i: tirx.Expr) -> tirx.Expr:
         return place[j, i] if nk else place[i, j]
@@ -152,7 +154,7 @@ def group4(
         return (word & tirx.const(15, "uint32")).astype(dtype)
 
     weight = te.compute(
-        (n, k),
+        _int64((n, k)),
         lambda j, i: (code(j, i) - tirx.const(7, dtype)) * at(places[1], j, i // group),
         name="dequantize",
     )
@@ -166,9 +168,10 @@ def _layer(
     m, n, k, dtype, out_dtype, static, epilogue, rng, x, arrays, places, weight, matrix
 ) -> Layer:  # fmt: skip
     rows = tirx.IntImm("int64", m) if static else te.var("m", "int64")
-    shape = (1, rows, n)
-    place_x = te.placeholder((1, rows, k), dtype, "x")
-    axis = te.reduce_axis((0, k), "k")
+    one, wide, deep = _int64((1, n, k))
+    shape = (one, rows, wide)
+    place_x = te.placeholder((one, rows, deep), dtype, "x")
+    axis = te.reduce_axis((0, deep), "k")
     out = te.compute(
         shape,
         lambda a, r, j: te.sum(
@@ -183,7 +186,7 @@ def _layer(
     inputs, all_places = [x, *arrays], [place_x, *places]
     if epilogue != "none":
         extra = _floats(rng, (n,) if epilogue == "bias" else (1, m, n), out_dtype)
-        place = te.placeholder((n,) if epilogue == "bias" else shape, out_dtype, "extra")
+        place = te.placeholder((wide,) if epilogue == "bias" else shape, out_dtype, "extra")
         before = out
         point = (
             (lambda a, r, j: place[j]) if epilogue == "bias" else (lambda a, r, j: place[a, r, j])
@@ -193,6 +196,11 @@ def _layer(
         all_places.append(place)
         expected = expected + extra.astype(np.float64)
     return Layer(te.create_prim_func([*all_places, out]), inputs, expected, out_dtype)
+
+
+def _int64(shape: tuple[int, ...]) -> tuple[tirx.IntImm, ...]:
+    """The integer type that relax gives every shape."""
+    return tuple(tirx.IntImm("int64", extent) for extent in shape)
 
 
 def _floats(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
