@@ -57,6 +57,23 @@ def bounds(upper: Mapping[str, int]) -> Pass:
     return module_pass("Bounds", rewrite)
 
 
+def without_tensor_cores() -> Pass:
+    """Keeps TVM's tensor-core rule off the linear layers.
+
+    It expects float16 products, ours are float32; TVM 0.27 then fails to tensorize them, and
+    crashes the process while it writes the error.
+    """
+
+    def rewrite(mod: IRModule) -> IRModule:
+        mod = mod.clone()
+        for var, func in mod.functions_items():
+            if isinstance(func, tirx.PrimFunc):
+                mod[var] = func.with_attr("dlight.do_not_tensorize", True)
+        return mod
+
+    return module_pass("WithoutTensorCores", rewrite)
+
+
 def embedding_allocator(chunk: int) -> Pass:
     """``alloc_embedding_tensor() -> [chunk, h]``: MLC's engine learns the hidden size from it."""
 

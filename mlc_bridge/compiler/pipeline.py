@@ -70,7 +70,8 @@ def fuse() -> list[Pass]:
 
 
 def schedule(target: Target) -> list[Pass]:
-    return [dlight.ApplyDefaultSchedule(*tir_schedules.RULES(target))]
+    apply = dlight.ApplyDefaultSchedule(*tir_schedules.RULES(target))
+    return [passes.without_tensor_cores(), apply] if target.kind.name == "cuda" else [apply]
 
 
 def plan_memory() -> list[Pass]:

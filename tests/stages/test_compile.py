@@ -203,3 +203,12 @@ def test_output_is_a_directory(tmp_path: Path) -> None:
 def test_shape_that_the_scheme_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(BridgeError, match="k % 128"):
         compile_model(CompileJob(write(tmp_path, quantization="q4f16_autoawq")))
+
+
+def test_cuda_is_cross_compiled(tmp_path: Path) -> None:
+    """No GPU here; float16 layers wide enough for TVM's tensor-core rule, which must stay out."""
+    wide = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
+    job = CompileJob(write(tmp_path, model_config=wide, quantization="q0f16"), target="sm_80")
+    report = compile_model(replace(job, cache=False))
+    assert '"sm_80"' in report.target
+    assert report.path.read_bytes()[:4] == b"\x7fELF"
