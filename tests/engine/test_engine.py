@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL
 from transformers import AutoModelForCausalLM
 
 from mlc_bridge.engine import EngineConfig, MLCEngine
 from mlc_bridge.errors import ContextOverflow, EngineError
 
 pytestmark = pytest.mark.slow
+
+MODEL = Path(__file__).parents[2] / "examples" / "models" / "stdlib-llama-7m"
 
 # Along these answers the best two logits are at least 0.003 apart, so rounding decides nothing.
 PROMPTS = [

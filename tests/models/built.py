@@ -8,7 +8,7 @@ holds (the scheme's numpy ``decode``), so that quantization itself is no part of
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from mlc_bridge.stages.compile import CompileJob, make_plan, make_unit
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 
 Array = np.ndarray[Any, Any]
+Build = Callable[..., "Built"]
+Checkpoints = Callable[[str], Path]
 
 
 @dataclass(frozen=True)

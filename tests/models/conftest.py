@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from built import Built, build
+from built import Build, Built, Checkpoints, build
 from tiny import save
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
-Build = Callable[..., Built]
-Checkpoints = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")

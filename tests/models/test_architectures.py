@@ -11,8 +11,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from built import Built
-from conftest import Build, Checkpoints
+from built import Build, Built, Checkpoints
 from tiny import MODELS, WINDOW
 
 TOKENS = 4 * WINDOW

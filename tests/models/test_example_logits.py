@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from conftest import Build
+from built import Build
 
 PROMPTS = (
     "import os\nimport sys\n\n\ndef main(argv=None):\n    parser = argparse.ArgumentParser(",
