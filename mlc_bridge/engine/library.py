@@ -30,6 +30,7 @@ REQUIRED_KEYS = (
     "tensor_parallel_shards", "params", "kv_cache",
 )  # fmt: skip
 RECOMPILE = "Compile the model again"
+OBSERVER = "mlc_bridge.observe"  # the function that a calibration lib calls
 # ELF header: program and section table offsets, then size and number of entries of each.
 _ELF64 = struct.Struct("<32xQQ6xHHHH2x")
 _SEGMENT = struct.Struct("<8xQ16xQ")  # offset and bytes of one program header entry
@@ -82,6 +83,12 @@ def open_library(path: Path, model_dir: Path, device: str) -> Library:
         # Before this every call into the lib, even to _metadata, is a null call.
         vm = relax.VirtualMachine(module, target)
     except (AttributeError, RuntimeError, ValueError) as problem:
+        if OBSERVER in str(problem):
+            raise ArtifactError(
+                "this lib is compiled for calibration and cannot answer",
+                where=path,
+                todo="Run mlc-bridge calibrate with it, then compile its output",
+            ) from problem
         raise ArtifactError(
             "not a lib that tvm can load", where=path, found=_first_line(problem), todo=RECOMPILE
         ) from problem

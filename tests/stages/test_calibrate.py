@@ -230,6 +230,11 @@ def test_weights_marked_as_waiting_can_be_calibrated_too(model, waiting, job, fi
     assert weights_of(tmp_path / "out") == weights_of(finished[0])
 
 
+def test_a_calibration_lib_does_not_answer(waiting):
+    with pytest.raises(ArtifactError, match=r"compiled for calibration.*mlc-bridge calibrate"):
+        Runtime.open(waiting)
+
+
 def test_observers_and_modes(job, finished, tmp_path):
     _, by_max = finished
     mse = calibrate(replace(job, output=tmp_path / "mse", observer="mse"))
