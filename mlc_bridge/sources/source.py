@@ -74,9 +74,10 @@ class Source(Protocol):
         return ckpt.tensor(f"{layer}.bias") if f"{layer}.bias" in ckpt else None
 
     def aside(self, ckpt: Checkpoint) -> tuple[str, ...]:
-        """Tensors that belong to no weight and that MLC has no place for: scales of the KV cache.
+        """Tensors that belong to no weight and that MLC does not use: scales of the KV cache.
 
-        Leaving them out changes no weight; ``findings`` tells the user about them.
+        They are carried into the artifact as they are, under their own names (MLC's loaders ignore
+        parameters that no lib asks for); ``findings`` tells the user about them.
         """
         return tuple(name for name in ckpt.names if name.endswith(CACHE_SCALES))
 
@@ -85,8 +86,8 @@ class Source(Protocol):
         told = []
         if left := self.aside(ckpt):
             told.append(
-                f"{len(left)} scales of the KV cache or of attention are not used, as MLC's cache "
-                f"is 16 bit; the first is {left[0]}"
+                f"{len(left)} scales of the KV cache or of attention are carried but not used, as "
+                f"MLC's cache is 16 bit; the first is {left[0]}"
             )
         offsets = [n for n in ckpt.names if n.endswith(INPUT_ZEROS) and np.any(ckpt.tensor(n))]
         if offsets:

@@ -104,6 +104,8 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
             _write(writer, item, plan, sizes)
             told.append(item)
             progress("convert", writer.nbytes, total)
+        for name in plan.source.aside(plan.ckpt):
+            writer.add(name, plan.ckpt.tensor(name))
         writer.metadata.update(
             ParamSize=len(writer.records),
             ParamBytes=float(writer.nbytes),

@@ -185,7 +185,7 @@ def test_scales_that_cannot_be(tmp_path: Path, case: str, value: float) -> None:
         CT.read(ckpt, Q)
 
 
-def test_cache_scales_are_left_aside_and_said(tmp_path: Path) -> None:
+def test_cache_scales_are_aside_and_said(tmp_path: Path) -> None:
     names = [f"model.layers.0.self_attn.{x}_scale" for x in "kv"]
     one = np.ones(1, np.float16)
     ckpt = edited(tmp_path, "int-w8a8-static", None, dict.fromkeys(names, one))

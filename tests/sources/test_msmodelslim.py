@@ -1,4 +1,4 @@
-"""msModelSlim beyond the goldens: older shapes, refused types, biases, scales left aside."""
+"""msModelSlim beyond the goldens: older shapes, refused types, biases, scales aside."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_input_scale_only_without_offset(tmp_path: Path) -> None:
     assert SLIM.read(ckpt, Q).input_scale is not None
 
 
-def test_cache_scales_are_left_aside_and_said(tmp_path: Path) -> None:
+def test_cache_scales_are_aside_and_said(tmp_path: Path) -> None:
     names = [f"model.layers.0.self_attn.k_proj.kv_cache_{x}" for x in ("scale", "offset")]
     ckpt = edited(tmp_path, "w8a16-channel", {n: np.ones(8, np.float32) for n in names})
     assert set(SLIM.aside(ckpt)) == set(names)

@@ -174,6 +174,19 @@ def test_tensors_without_a_place(tmp_path, model):
     )
 
 
+def test_cache_scales_are_carried(tmp_path, model):
+    """Under their own names, beside unchanged weights; no lib asks for them."""
+    scales = {f"model.layers.0.self_attn.{x}_scale": np.float32([0.1]) for x in "kv"}
+    report = convert_weight(ConvertJob(model(lambda t: t.update(scales)), tmp_path / "out"))
+    plain = convert_weight(ConvertJob(AWQ, tmp_path / "plain"))
+    records = read_index(tmp_path / "out").records
+    assert set(records) == {*read_index(tmp_path / "plain").records, *scales}
+    for name, value in scales.items():
+        assert np.array_equal(read_index(tmp_path / "out").array(name), value)
+    assert report.fingerprint == plain.fingerprint
+    assert any("2 scales of the KV cache" in finding for finding in report.findings)
+
+
 def test_a_bias_that_matters_is_not_dropped(tmp_path, model):
     def add(tensors):
         tensors["model.layers.0.mlp.up_proj.bias"] = np.ones(768, np.float16)
