@@ -18,8 +18,7 @@ W4A8_DYNAMIC    ``weight`` [n/2, k] two rows to a byte; version 0 in two levels:
 ==============  ============================================================================
 
 A file's own ``.bias`` is the layer's bias; ``quant_bias`` contains it already. Scales of the KV
-cache and of attention have no place in MLC, whose cache is 16 bit: they are carried unused, and said
-so.
+cache and of attention have no use in MLC, whose cache is 16 bit: they are carried, and said so.
 
 Origin: msModelSlim (3de0a3c), save/ and core/quantizer/, and vllm-ascend's readers.
 """
