@@ -250,6 +250,8 @@ def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport
     from mlc_llm.interface.calibrate import calibrate as run
 
     start, output = time.perf_counter(), Path(job.output)
+    if output.resolve() == Path(job.model_dir).resolve():
+        raise ConfigError("the output must differ from the model directory", where=output)
     progress("calibrate", 0, 1)
     with _published(output) as made, _translated(job):
         shutil.copytree(job.model_dir, made, dirs_exist_ok=True)
@@ -466,6 +468,8 @@ def _published(output: Path) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix=".mlc-bridge-", dir=output) as folder:
             yield Path(folder)
+            if (Path(folder) / INDEX).exists():  # an old index must not stand beside new shards
+                (output / INDEX).unlink(missing_ok=True)
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == INDEX):
                 os.replace(file, output / file.name)
     except BaseException:

@@ -74,7 +74,3 @@ def _matmul(
 
     attrs = {"op_pattern": _OUT_ELEMENTWISE_FUSABLE}
     return op.tensor_expr_op(matmul, name, [x, *params], attrs=attrs)
-
-
-def _f32(value: Any) -> Any:
-    return value.astype("float32")
