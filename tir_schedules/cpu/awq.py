@@ -1,57 +1,28 @@
-"""AutoAWQ's 4-bit weights: `W[n, k] = (q[k, n] - z[k // G, n]) * s[k // G, n]`.
-
-`qweight` is uint32 `[K, N / 8]`: one word holds eight output channels of one input channel, so a
-row of words streams along n. `qzeros` is `[K / G, N / 8]` in the same packing and `scales` is
-float `[K / G, N]`. Which nibble holds which channel is read from the function itself by setting
-n to 8c + 0 ... 8c + 7, so every nibble order works (AutoAWQ's, in shifts, is 0 16 4 20 8 24 12 28).
-"""
+"""What the CPU kernels ask of AutoAWQ's 4-bit weights (layout: `tir_schedules/awq_weight.py`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm import ir, sym, tirx
-from tvm.ir import TensorLoad
-from tvm.ir.prim import expr as prim
+from tvm import ir, tirx
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
-from ..contraction import Contraction
-from ..expression import rebuild, strip_casts
+from ..awq_weight import CODES, AwqLayout, group_size
 from . import simd
 from .int16_rows import Pairing, neighbours
 
-CODES = 8  # 4-bit codes in one word
+__all__ = ["CODES", "AwqWeight", "group_size"]
 
 
 @dataclass(frozen=True)
-class AwqWeight:
-    """The three buffers of one layer; `shifts[i]` finds channel 8c + i in word c."""
-
-    words: ir.Var
-    zeros: ir.Var
-    scales: ir.Var
-    group: int
-    n: int
-    k: int
-    shifts: tuple[int, ...]
+class AwqWeight(AwqLayout):
+    """Panels, pairs and vectors of the layout's codes."""
 
     @property
     def k_step(self) -> int:
         """Panels must begin and end at a multiple of this many input columns."""
         return self.group
-
-    @staticmethod
-    def match(c: Contraction) -> AwqWeight | None:
-        """Recognise `(q - z) * s` over words that hold eight channels each."""
-        e = c.weight
-        if not isinstance(e, prim.Mul) or c.n % CODES:
-            return None
-        for difference, scale in ((e.a, e.b), (e.b, e.a)):
-            difference, scale = strip_casts(difference), strip_casts(scale)
-            if isinstance(difference, prim.Sub) and isinstance(scale, TensorLoad):
-                return _match(c, strip_casts(difference.a), strip_casts(difference.b), scale)
-        return None
 
     def fits(self, target: Target, lanes: int) -> bool:
         """Float kernels run anywhere."""
@@ -142,45 +113,3 @@ class AwqWeight:
 
 def _constant(values: list[int], dtype: str) -> ir.Expr:
     return simd.shuffle([tirx.IntImm(dtype, v) for v in values], range(len(values)))
-
-
-def _match(c: Contraction, code: ir.Expr, zero: ir.Expr, scale: TensorLoad) -> AwqWeight | None:
-    words, shifts = _unpacked(c, code)
-    zeros, zero_shifts = _unpacked(c, zero)
-    if words is None or zeros is None or shifts != zero_shifts:
-        return None
-    k, row = c.k_var, scale.indices[0]
-    if not words.indices[0].same_as(k):
-        return None
-    group = group_size(row, k, c.k)
-    same_row = sym.Analyzer().can_prove_equal(zeros.indices[0], row)
-    if group is None or not same_row or not scale.indices[1].same_as(c.n_var):
-        return None
-    return AwqWeight(words.source, zeros.source, scale.source, group, c.n, c.k, shifts)
-
-
-def group_size(row: ir.Expr, k: ir.Var, depth: int) -> int | None:
-    """G of `k // G`; an index that is always 0 is one group for all of k."""
-    if isinstance(row, prim.FloorDiv) and row.a.same_as(k) and depth % row.b.value == 0:
-        return int(row.b.value)
-    return depth if isinstance(row, tirx.IntImm) and row.value == 0 else None
-
-
-def _unpacked(c: Contraction, e: ir.Expr) -> tuple[TensorLoad | None, tuple[int, ...]]:
-    """The word and the eight shifts of `(word >> shift) & 15`."""
-    if not isinstance(e, prim.BitwiseAnd) or getattr(e.b, "value", None) != 15:
-        return None, ()
-    shifted = strip_casts(e.a)
-    if not isinstance(shifted, prim.RShift) or not isinstance(shifted.a, TensorLoad):
-        return None, ()
-    analyzer, column = sym.Analyzer(), tirx.Var("column", c.n_var.ty)
-    analyzer.bind(column, ir.Range(0, c.n // CODES))
-    shifts = []
-    for i in range(CODES):
-        point = {c.n_var: column * CODES + i}
-        where = analyzer.simplify(rebuild(shifted.a.indices[1], point))
-        shift = analyzer.simplify(rebuild(strip_casts(shifted.b), point))
-        if not analyzer.can_prove_equal(where, column) or not isinstance(shift, tirx.IntImm):
-            return None, ()
-        shifts.append(shift.value)
-    return (shifted.a, tuple(shifts)) if str(shifted.a.ty) == "uint32" else (None, ())
