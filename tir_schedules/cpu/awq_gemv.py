@@ -1,4 +1,4 @@
-"""Linear layer over few rows (decode) with AutoAWQ words: stream the words once, in int16.
+"""Linear layer over few rows (decode) with AutoAWQ words: stream the words once, in integers.
 
 The codes are integers, so the sum over one block of k can be exact integers too:
 
@@ -6,19 +6,17 @@ The codes are integers, so the sum over one block of k can be exact integers too
     sum_k W[n, k] x[k] = s[n] * sx * (sum_k q[n, k] xq[k] - z[n] * sum_k xq[k])
 
 Rounding x to 16 bits relative to the block's largest |x| is the only error: at most 2^-16 of it,
-nearer than float16 for all but values far below the largest. Integer pairs cost a third of the
-instructions of dequantizing to float32: two rows of words are woven into one vector that has
-k in its low and k + 1 in its high halves, then each nibble is one mask and one multiply-add of
-pairs (vpdpwssd with VNNI, vpmaddwd and an add elsewhere), with one shift for every two nibbles:
+nearer than float16 for all but values far below the largest. Which instructions multiply, and how
+rows of words are interleaved for them, is the `Weave`'s (`awq_weave.py`).
 
-    low[c]  = (w[k, c] & 0xffff) | (w[k + 1, c] << 16)      nibbles at shifts 0 4 8 12
-    high[c] = (w[k, c] >> 16) | (w[k + 1, c] & 0xffff0000)  nibbles at shifts 16 20 24 28
+Memory wants to be read along the rows of words, a whole row at a time: every thread takes its own
+stretch of k, keeps sums of all channels, and a second loop adds the threads' sums. Splitting the
+channels instead, each thread reading 1 KB of every row, reached 60 % of the read stream; this
+order reaches 95 %.
 
-Order of the loops for one row of x: a wide stretch of words of 8 rows of k at a time, because
-walking down k in one narrow column of words jumps a whole row per step and reads at a quarter of
-the speed; the nibbles are multiplied straight from registers. Several rows of x: one block of k
-of one vector of words is unpacked into a buffer of 32 KiB and multiplied by all rows from there,
-while the words of the next block are prefetched in the order in which they lie in memory.
+One row of x: 8 rows of words at a time, nibbles multiplied straight from registers. Several rows of
+x: one block of k of one vector of words is unpacked into a buffer of 16 or 32 KiB and multiplied by
+all rows from there. In both, what comes next in memory order is prefetched into L2.
 """
 
 from __future__ import annotations
@@ -33,15 +31,16 @@ from tvm.tirx.script.builder import ir as T
 from ..contraction import Contraction
 from . import simd
 from .awq import CODES, AwqWeight
-from .int16_rows import QuantizedRows
+from .awq_weave import Sums, Weave, choose
+from .int16_rows import QuantizedRows, block_of
 
 DEEP = 8  # rows of words between two visits of an accumulator, for one row of x
 TILE = 2  # rows of x in one register tile
-STRETCH = 32  # vectors of words in one task at most: its accumulators stay in the caches
+WIDEST = {1: 128, 16: 32}  # vectors of words of a task: its sums, and the next block, stay in L2
 
 
 def applies(c: Contraction, weight: AwqWeight, target: Target, lanes: int) -> bool:
-    """True where int16 kernels fit: whole blocks of k, at least one vector of words, x86."""
+    """True where integer kernels fit: whole blocks of k, at least one vector of words, x86."""
     pairs = simd.has(target, "avx512bw" if lanes == 16 else "avx2")
     wide = c.n // CODES >= lanes
     even = weight.group % 16 == 0 and sorted(weight.shifts) == list(range(0, 32, 4))
@@ -52,158 +51,220 @@ def emit_awq_gemv(
     c: Contraction, weight: AwqWeight, target: Target, lanes: int, most_rows: int
 ) -> None:
     """Emit the layer for at most `most_rows` rows at the builder's current place."""
-    vectors = -(-c.n // CODES // lanes)
-    tasks = simd.tasks(target, vectors, c.n * c.k // 2)
-    share = min(STRETCH, -(-vectors // tasks))
-    tasks = -(-vectors // share)
-    vnni = lanes == 16 and simd.has(target, "avx512vnni")
-    with simd.loop(tasks > 1, c.const(tasks)) as task:
-        x = QuantizedRows.alloc(c, c.const(most_rows), weight.group, lanes)
-        rows = c.const(1) if most_rows == 1 else c.rows
-        x.fill(c, rows, parallel=False)
-        first = T.bind(task * share)
+    vectors, blocks = -(-c.n // CODES // lanes), c.k // block_of(weight.group)
+    tasks = simd.tasks(target, vectors * blocks, c.n * c.k // 2)
+    split = Split.choose(blocks, vectors, tasks, WIDEST[1 if most_rows == 1 else 16])
+    rows = c.const(1) if most_rows == 1 else c.rows
+    sums = T.alloc_buffer((split.deep, most_rows, vectors * CODES, lanes), "float32")
+    with simd.loop(tasks > 1, c.const(split.deep * split.wide)) as task:
+        weave = choose(weight, target, lanes)
+        _Task(c, weave, weave.rows(c, most_rows), rows, most_rows, split, sums).run(task)
+    parts = min(vectors, tasks)
+    share = -(-vectors // parts)
+    with simd.loop(parts > 1, c.const(parts)) as part:
+        first = T.bind(part * share)
         count = T.bind(tirx.min(c.const(vectors) - first, c.const(share)))
-        _Stretch(c, weight, x, rows, most_rows, first, count, share, lanes, vnni).run()
+        _store(c, sums, split.deep, rows, first, count, lanes)
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """One task: `count` vectors of words from `first` on, down all of k."""
+class Split:
+    """`deep * wide` tasks of `blocks` blocks of k and `vectors` vectors of words each."""
+
+    deep: int
+    wide: int
+    blocks: int
+    vectors: int
+
+    @staticmethod
+    def choose(blocks: int, vectors: int, tasks: int, widest: int) -> Split:
+        """The split that leaves the longest queue of work least, whole rows if possible."""
+        best: tuple[int, int, Split] | None = None
+        for deep in range(1, min(blocks, tasks) + 1):
+            wide = max(-(-vectors // widest), tasks // deep)
+            split = Split(deep, wide, -(-blocks // deep), -(-vectors // wide))
+            queue = -(-deep * wide // tasks) * split.blocks * split.vectors
+            if best is None or (queue, split.wide) < best[:2]:
+                best = queue, split.wide, split
+        assert best is not None
+        return best[2]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One stretch of k of one stretch of the channels."""
 
     c: Contraction
-    weight: AwqWeight
+    weave: Weave
     x: QuantizedRows
     rows: ir.Expr
     most_rows: int
-    first: ir.Expr
-    count: ir.Expr
-    share: int
-    lanes: int
-    vnni: bool
+    split: Split
+    sums: ir.Var
 
-    def run(self) -> None:
-        c, lanes, zero = self.c, self.lanes, self.c.const(0)
-        total = T.alloc_buffer((self.most_rows, self.share * CODES, lanes), "float32")
-        with T.serial(0, self.rows) as r, T.serial(0, self.count * CODES) as i:
-            simd.store(total, [r, i, zero], simd.zeros("float32", lanes), lanes)
-        with T.serial(0, c.const(c.k // self.x.block)) as b:
+    @property
+    def lanes(self) -> int:
+        return self.weave.lanes
+
+    def run(self, task: ir.Expr) -> None:
+        c, split, zero = self.c, self.split, self.c.const(0)
+        deep = T.bind(task // split.wide)
+        first_b = T.bind(deep * split.blocks)
+        blocks = T.bind(self._clip(c.k // self.x.block, first_b, split.blocks))
+        first = T.bind(task % split.wide * split.vectors)
+        vectors = -(-c.n // CODES // self.lanes)
+        count = T.bind(self._clip(vectors, first, split.vectors))
+        self.x.fill_blocks(c, self.rows, first_b, blocks)
+        with T.serial(0, self.rows) as r, T.serial(0, count * CODES) as i:
+            where = [deep, r, first * CODES + i, zero]
+            simd.store(self.sums, where, simd.zeros("float32", self.lanes), self.lanes)
+        with T.serial(0, blocks) as i:
+            b = T.bind(first_b + i)
             if self.most_rows == 1:
-                self._one_row(total, b)
+                self._one_row(deep, b, first, count)
             else:
-                self._several_rows(total, b)
-        self._store(total)
+                self._several_rows(deep, b, first, count)
 
-    def word(self, v: ir.Expr) -> ir.Expr:
-        """First word of vector v; the last vector ends with the row and may overlap its left."""
-        start = (self.first + v) * self.lanes
-        return tirx.min(start, self.c.const(self.c.n // CODES - self.lanes))
+    def _clip(self, all_: int, first: ir.Expr, most: int) -> ir.Expr:
+        return tirx.max(tirx.min(self.c.const(all_) - first, self.c.const(most)), self.c.const(0))
 
-    def _codes(self, k: ir.Expr, at: ir.Expr) -> list[ir.Expr]:
-        """The nibbles of rows k and k + 1 from word `at` on, as pairs."""
-        even = T.bind(simd.load(self.weight.words, [k, at], self.lanes))
-        odd = T.bind(simd.load(self.weight.words, [k + 1, at], self.lanes))
-        return simd.nibble_pairs(even, odd, self.lanes)
-
-    def _one_row(self, total: ir.Var, b: ir.Expr) -> None:
+    def _one_row(self, deep: ir.Expr, b: ir.Expr, first: ir.Expr, count: ir.Expr) -> None:
         """One block of k, 8 rows of words at a time, the integer sums in a buffer."""
-        c, lanes, zero = self.c, self.lanes, self.c.const(0)
-        acc = T.alloc_buffer((self.share * CODES, lanes), "int32")
-        with T.serial(0, self.count * CODES) as i:
+        c, lanes, weave, zero = self.c, self.lanes, self.weave, self.c.const(0)
+        acc = T.alloc_buffer((self.split.vectors * CODES, lanes), "int32")
+        with T.serial(0, count * CODES) as i:
             simd.store(acc, [i, zero], simd.zeros("int32", lanes), lanes)
         with T.serial(0, c.const(self.x.block // DEEP)) as j:
             k0 = T.bind(b * self.x.block + j * DEEP)
-            pairs = [T.bind(self.x.pair(zero, k0 + 2 * p)) for p in range(DEEP // 2)]
-            with T.serial(0, self.count) as v:
-                at = T.bind(self.word(v))
-                self._ahead(k0 + DEEP, at)
+            steps = range(0, DEEP, weave.step)
+            operands = [weave.operands(self.x, zero, k0 + step) for step in steps]
+            with T.serial(0, count) as v:
+                word = T.bind(_word(c, first + v, lanes))
+                for i in range(DEEP):
+                    self._prefetch(k0 + DEEP + i, word)
                 where = [[v * CODES + i, zero] for i in range(CODES)]
-                sums = [T.bind(simd.load(acc, place, lanes)) for place in where]
-                for p, x in enumerate(pairs):
-                    for i, codes in enumerate(self._codes(k0 + 2 * p, at)):
-                        sums[i] = T.bind(simd.dot_pairs(sums[i], codes, x, lanes, self.vnni))
-                for place, value in zip(where, sums, strict=True):
-                    simd.store(acc, place, value, lanes)
-        with T.serial(0, self.count) as v:
-            scale = self._group(b, v)
-            scale(total, zero, [simd.load(acc, [v * CODES + i, zero], lanes) for i in range(CODES)])
+                none = simd.zeros("int32", lanes)
+                # the low digit goes on from the buffer, others start anew
+                sums: list[Sums] = [
+                    [none] * (weave.digits - 1) + [T.bind(simd.load(acc, at, lanes))]
+                    for at in where
+                ]
+                for step, x in zip(steps, operands, strict=True):
+                    for i, codes in enumerate(weave.planes(k0 + step, word)):
+                        sums[i] = weave.dot(sums[i], codes, x)
+                for at, total in zip(where, sums, strict=True):
+                    simd.store(acc, at, weave.merge(total), lanes)
+        with T.serial(0, count) as v:
+            add = self._group(b, T.bind(first + v))
+            each = CODES // weave.digits
+            for part in range(weave.digits):
+                planes = range(part * each, (part + 1) * each)
+                add(deep, zero, part, [simd.load(acc, [v * CODES + i, zero], lanes) for i in planes])
 
-    def _several_rows(self, total: ir.Var, b: ir.Expr) -> None:
+    def _several_rows(self, deep: ir.Expr, b: ir.Expr, first: ir.Expr, count: ir.Expr) -> None:
         """One block of k, unpacked for one vector of words, then tiles of rows in registers."""
-        c, lanes, zero = self.c, self.lanes, self.c.const(0)
-        half, tile = self.x.block // 2, TILE if lanes == 16 else 1
-        unpacked = T.alloc_buffer((half * CODES, lanes), "int32")
-        with T.serial(0, self.count) as v:
-            at = T.bind(self.word(v))
-            with T.serial(0, c.const(half)) as p:
-                k = T.bind(b * self.x.block + 2 * p)
-                self._ahead_in_order(b + 1, v * self.x.block + p * 2)
-                for i, codes in enumerate(self._codes(k, at)):
+        c, lanes, weave, zero = self.c, self.lanes, self.weave, self.c.const(0)
+        steps, tile = self.x.block // weave.step, TILE if lanes == 16 else 1
+        unpacked = T.alloc_buffer((steps * CODES, lanes), "int32")
+        with T.serial(0, count) as v:
+            vector = T.bind(first + v)
+            word = T.bind(_word(c, vector, lanes))
+            with T.serial(0, c.const(steps)) as p:
+                self._ahead(b + 1, first, count, v * self.x.block + p * weave.step)
+                for i, codes in enumerate(weave.planes(b * self.x.block + weave.step * p, word)):
                     simd.store(unpacked, [p * CODES + i, zero], codes, lanes)
-            scale = self._group(b, v)
+            add = self._group(b, vector)
             with T.serial(0, simd.ceil_div(self.rows, tile)) as t:
                 rows = [T.bind(tirx.min(t * tile + r, self.rows - 1)) for r in range(tile)]
-                acc = self._row_tile(unpacked, b, rows)
-                for r in range(tile):
-                    with T.If(t * tile + r < self.rows), T.Then():
-                        scale(total, rows[r], [acc.get(r, i) for i in range(CODES)])
+                for part in range(weave.digits):
+                    planes = self._row_tile(unpacked, b, rows, part)
+                    for r in range(tile):
+                        with T.If(t * tile + r < self.rows), T.Then():
+                            add(deep, rows[r], part, planes[r])
 
-    def _row_tile(self, unpacked: ir.Var, b: ir.Expr, rows: list[ir.Expr]) -> simd.Registers:
-        half = self.x.block // 2
-        acc = simd.Registers(len(rows), CODES, self.lanes, "int32")
+    def _row_tile(
+        self, unpacked: ir.Var, b: ir.Expr, rows: list[ir.Expr], part: int
+    ) -> list[list[ir.Expr]]:
+        """Sums of the part's planes over block b, for every row."""
+        weave, each = self.weave, CODES // self.weave.digits
+        acc = simd.Registers(len(rows) * each, weave.digits, self.lanes, "int32")
         acc.clear()
-        with T.serial(0, self.c.const(half)) as p:
-            k = T.bind((b * half + p) * 2)
-            xs = [T.bind(self.x.pair(r, k)) for r in rows]
-            for i in range(CODES):
-                at = [p * CODES + i, self.c.const(0)]
+        with T.serial(0, self.c.const(self.x.block // weave.step)) as p:
+            k = T.bind(b * self.x.block + p * weave.step)
+            operands = [weave.operands(self.x, r, k) for r in rows]
+            for i in range(each):
+                at = [p * CODES + part * each + i, self.c.const(0)]
                 codes = T.bind(simd.load(unpacked, at, self.lanes))
-                for r, x in enumerate(xs):
-                    value = simd.dot_pairs(acc.get(r, i), codes, x, self.lanes, self.vnni)
-                    acc.set(r, i, value)
-        return acc
+                for r, x in enumerate(operands):
+                    here = r * each + i
+                    old = [acc.get(here, d) for d in range(weave.digits)]
+                    for d, total in enumerate(weave.dot(old, codes, x)):
+                        acc.set(here, d, total)
+        return [
+            [
+                T.bind(weave.merge([acc.get(r * each + i, d) for d in range(weave.digits)]))
+                for i in range(each)
+            ]
+            for r in range(len(rows))
+        ]
 
-    def _ahead(self, k: ir.Expr, at: ir.Expr) -> None:
-        """Prefetch the words of rows k ... k + DEEP - 1, read in the stretch's next round."""
-        for i in range(DEEP):
-            self._prefetch(k + i, at)
-
-    def _ahead_in_order(self, b: ir.Expr, line: ir.Expr) -> None:
-        """Prefetch lines `line` and `line + 1` of block b, counted along the rows of words.
+    def _ahead(self, b: ir.Expr, first: ir.Expr, count: ir.Expr, line: ir.Expr) -> None:
+        """Prefetch `step` lines from `line` on of block b, counted along the rows of words.
 
         The unpacking walks down the rows one vector wide; memory wants to be read along them.
         """
-        for i in range(2):
+        for i in range(self.weave.step):
             here = T.bind(line + i)
-            self._prefetch(b * self.x.block + here // self.share, self.word(here % self.share))
+            word = _word(self.c, first + here % count, self.lanes)
+            self._prefetch(b * self.x.block + here // count, word)
 
-    def _prefetch(self, k: ir.Expr, at: ir.Expr) -> None:
+    def _prefetch(self, k: ir.Expr, word: ir.Expr) -> None:
         row = tirx.min(k, self.c.const(self.c.k - 1))
-        simd.prefetch(self.weight.words, [row, at])
+        simd.prefetch(self.weave.weight.words, [row, word])
 
-    def _group(self, b: ir.Expr, v: ir.Expr) -> Callable[[ir.Var, ir.Expr, list[ir.Expr]], None]:
-        """Read zeros and scales of a block; hand out `total[r] += s * sx * (acc - z * sum(xq))`."""
-        w, lanes, zero = self.weight, self.lanes, self.c.const(0)
+    def _group(
+        self, b: ir.Expr, v: ir.Expr
+    ) -> Callable[[ir.Expr, ir.Expr, int, list[ir.Expr]], None]:
+        """Read zeros and scales of a block; hand out `sums[r] += s * sx * (acc - z * sum(xq))`."""
+        w, lanes = self.weave.weight, self.lanes
         g = T.bind(b * self.x.block // w.group)
-        n0 = T.bind(self.word(v) * CODES)
+        n0 = T.bind(_word(self.c, v, lanes) * CODES)
         points = [n0 + i * lanes for i in range(CODES)]
         codes = [T.bind(w.codes(w.zeros, g, n, lanes)) for n in points]
         scales = [T.bind(w.scale(g, n, lanes)) for n in points]
 
-        def scale(total: ir.Var, r: ir.Expr, planes: list[ir.Expr]) -> None:
+        def add(deep: ir.Expr, r: ir.Expr, part: int, planes: list[ir.Expr]) -> None:
             sx = T.bind(simd.splat(self.x.scale(r, b), lanes))
             sum_x = T.bind(simd.splat(self.x.total(r, b), lanes))
-            for i, plane in enumerate(simd.interleave(w.planes(planes, lanes), lanes)):
+            for i, plane in self.weave.natural(planes, part):
                 exact = (plane - codes[i] * sum_x).astype(f"float32x{lanes}")
-                at = [r, v * CODES + i, zero]
-                old = simd.load(total, at, lanes)
-                simd.store(total, at, simd.fma(exact, scales[i] * sx, old, lanes), lanes)
+                at = [deep, r, v * CODES + i, self.c.const(0)]
+                old = simd.load(self.sums, at, lanes)
+                simd.store(self.sums, at, simd.fma(exact, scales[i] * sx, old, lanes), lanes)
 
-        return scale
+        return add
 
-    def _store(self, total: ir.Var) -> None:
-        c, lanes = self.c, self.lanes
-        with T.serial(0, self.rows) as r, T.serial(0, self.count) as v:
-            n0 = T.bind(self.word(v) * CODES)
-            with T.serial(0, c.const(CODES)) as i, T.vectorized(0, c.const(lanes)) as lane:
-                value = tirx.BufferLoad(total, [r, v * CODES + i, lane])
-                c.put(r, n0 + i * lanes + lane, value)
+
+def _word(c: Contraction, v: ir.Expr, lanes: int) -> ir.Expr:
+    """First word of vector v; the last vector ends with the row and may overlap its left."""
+    return tirx.min(v * lanes, c.const(c.n // CODES - lanes))
+
+
+def _store(
+    c: Contraction,
+    sums: ir.Var,
+    deep: int,
+    rows: ir.Expr,
+    first: ir.Expr,
+    count: ir.Expr,
+    lanes: int,
+) -> None:
+    """Finish the channels of `count` vectors from `first` on."""
+    with T.serial(0, rows) as r, T.serial(0, count) as v:
+        vector = T.bind(first + v)
+        n0 = T.bind(_word(c, vector, lanes) * CODES)
+        with T.serial(0, c.const(CODES)) as i, T.vectorized(0, c.const(lanes)) as lane:
+            value = tirx.BufferLoad(sums, [c.const(0), r, vector * CODES + i, lane])
+            for d in range(1, deep):
+                value += tirx.BufferLoad(sums, [c.const(d), r, vector * CODES + i, lane])
+            c.put(r, n0 + i * lanes + lane, value)

@@ -21,7 +21,7 @@ from ..contraction import Contraction
 from . import simd
 from .awq import CODES
 from .group4 import SPAN, GroupWeight
-from .int16_rows import QuantizedRows, planes_of_halves
+from .int16_rows import PairRows, planes_of_halves
 
 WIDTH = 4  # outputs at a time
 TILE = 2  # rows of x at a time
@@ -42,7 +42,7 @@ def emit_group4_gemv(
     vnni = lanes == 16 and simd.has(target, "avx512vnni")
     tile = 1 if most_rows == 1 else TILE
     with simd.loop(tasks > 1, c.const(tasks)) as task:
-        x = QuantizedRows.alloc(c, c.const(most_rows), CODES * lanes, lanes, planes_of_halves)
+        x = PairRows.alloc(c, c.const(most_rows), CODES * lanes, lanes, planes_of_halves)
         rows = c.const(1) if most_rows == 1 else c.rows
         x.fill(c, rows, parallel=False)
         kernel = _Rows(c, weight, x, rows, tile, lanes, vnni)
@@ -57,7 +57,7 @@ def emit_group4_gemv(
 class _Rows:
     c: Contraction
     weight: GroupWeight
-    x: QuantizedRows
+    x: PairRows
     rows: ir.Expr
     tile: int
     lanes: int

@@ -27,7 +27,7 @@ from tvm.tirx.script.builder import ir as T
 from ..contraction import Contraction
 from . import simd
 from .awq import CODES
-from .int16_rows import Pairing, QuantizedRows
+from .int16_rows import Pairing, PairRows
 
 ROWS = 6  # of x in one register tile
 ROW_BLOCK = 64 * ROWS  # rows of one task
@@ -59,7 +59,7 @@ class PairWeight(Protocol):
 
 def emit_int16_gemm(c: Contraction, weight: PairWeight, target: Target, lanes: int) -> None:
     """Emit the layer at the builder's current place."""
-    x = QuantizedRows.alloc(c, c.rows, weight.group, lanes, weight.pairing)
+    x = PairRows.alloc(c, c.rows, weight.group, lanes, weight.pairing)
     x.fill(c, c.rows, parallel=True)
     columns = CODES * lanes
     blocks = -(-c.n // columns)
@@ -79,7 +79,7 @@ class _Block:
 
     c: Contraction
     weight: PairWeight
-    x: QuantizedRows
+    x: PairRows
     n0: ir.Expr
     r0: ir.Expr
     count: ir.Expr

@@ -46,10 +46,14 @@ def one(like: ir.Expr) -> ir.Expr:
 
 
 def prefetch(buffer: ir.Var, indices: Sequence[ir.Expr]) -> None:
-    """Ask for the cache line of an element; an address past the end does no harm."""
+    """Ask for the cache line of an element; an address past the end does no harm.
+
+    Into L2 only: the few fill buffers of L1 are left to the loads. Prefetches into L1 cost a third
+    of the bandwidth.
+    """
     address = tirx.address_of(tirx.BufferLoad(buffer, list(indices)))
-    read, keep, data = (tirx.IntImm("int32", i) for i in (0, 3, 1))
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, keep, data))
+    read, second_level, data = (tirx.IntImm("int32", i) for i in (0, 2, 1))
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, second_level, data))
 
 
 def widen(value: ir.Expr, lanes: int) -> ir.Expr:
@@ -137,6 +141,28 @@ def nibble_pairs(even: ir.Expr, odd: ir.Expr, lanes: int) -> list[ir.Expr]:
     return pairs
 
 
+def transpose_bytes(rows: Sequence[ir.Expr], lanes: int) -> list[ir.Expr]:
+    """Four vectors of words: vector v holds, in 128-bit lane L, byte 0 of word 4L + v of every row,
+    then byte 1 ... 3."""
+    low, high = _unpack(rows[0], rows[1], 8, lanes), _unpack(rows[2], rows[3], 8, lanes)
+    return [w for a, b in zip(low, high, strict=True) for w in _unpack(a, b, 16, lanes)]
+
+
+def _unpack(a: ir.Expr, b: ir.Expr, bits: int, lanes: int) -> list[ir.Expr]:
+    """Units of a and b in turns, from the low and from the high half of every 128-bit lane."""
+    units, per_lane = 32 * lanes // bits, 128 // bits
+    dtype, vectors = f"uint{bits}x{units}", []
+    a, b = (tirx.reinterpret(dtype, v) for v in (a, b))
+    for start in (0, per_lane // 2):
+        pick = [
+            lane + start + i // 2 + units * (i % 2)
+            for lane in range(0, units, per_lane)
+            for i in range(per_lane)
+        ]
+        vectors.append(T.bind(tirx.reinterpret(f"uint32x{lanes}", shuffle([a, b], pick))))
+    return vectors
+
+
 def pair_of(low: ir.Expr, high: ir.Expr, lanes: int) -> ir.Expr:
     """Two vectors of int32 within 16 bits as int16 pairs."""
     mask = splat(tirx.IntImm("int32", 0xFFFF), lanes)
@@ -171,6 +197,14 @@ def dot_pairs(acc: ir.Expr, a: ir.Expr, b: ir.Expr, lanes: int, vnni: bool) -> i
     name = "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd"
     a, b = tirx.reinterpret(shorts, a), tirx.reinterpret(shorts, b)
     return acc + tirx.call_llvm_pure_intrin(dtype, name, a, b)
+
+
+def dot_quads(acc: ir.Expr, a: ir.Expr, b: ir.Expr, lanes: int) -> ir.Expr:
+    """acc + the four products of uint8 quads of a and int8 quads of b, on int32 lanes."""
+    if llvm_version_major() >= 22:
+        a, b = (tirx.reinterpret(f"int8x{4 * lanes}", v) for v in (a, b))
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    return tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, acc, a, b)
 
 
 def transpose(rows: Sequence[ir.Expr]) -> list[ir.Expr]:
