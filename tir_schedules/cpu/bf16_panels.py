@@ -13,9 +13,8 @@ last repeat it, and their results are not stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd
 from typing import Protocol
 
 from tvm import ir, tirx
@@ -23,17 +22,15 @@ from tvm.ir import TensorLoad
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
-from ..expression import rebuild
+from ..expression import in_float32, rebuild
 from . import bf16, simd
 from .awq import CODES
 from .bf16 import LANES, RUN
 from .evaluated import EvaluatedWeight
-from .int16_gemm import PairWeight
 from .int16_rows import Pairing, neighbours
 
 ROWS = 32  # of x are allotted together: two squares
 COLUMNS = CODES * LANES  # of one panel, or fewer where W has fewer rows
-CHUNK = 128  # columns of k that a 4-bit layout unpacks at a time
 
 
 class Panels(Protocol):
@@ -43,7 +40,7 @@ class Panels(Protocol):
     def pairing(self) -> Callable[[int], Pairing]: ...
 
     def pack(self, panel: ir.Var, n0: ir.Expr, columns: int, k0: ir.Expr, depth: int) -> None:
-        """Fill the panel with W[n0 + j, k0 + i]; `depth` may reach past k."""
+        """Fill the panel with W[n0 + j, k0 + i], i < depth, and zeros up to a multiple of RUN."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +49,32 @@ class BfloatRows:
 
     pairs: ir.Var
     squares: int
-    pairing: Pairing
+    order: list[int]
 
     @staticmethod
     def alloc(c: Contraction, pairing: Pairing) -> BfloatRows:
         """A buffer for all rows at the builder's current place."""
         squares = -(-c.k // RUN)
-        lines = simd.ceil_div(c.rows, ROWS) * (ROWS * squares)
-        return BfloatRows(T.alloc_buffer((lines, c.const(LANES)), "int32"), squares, pairing)
+        lines = T.bind(simd.ceil_div(c.rows, ROWS) * (ROWS * squares))
+        pairs = T.alloc_buffer((lines, c.const(LANES)), "int32")
+        return BfloatRows(pairs, squares, [column for pair in pairing for column in pair])
 
     def fill(self, c: Contraction) -> None:
         """Round x, all rows in parallel."""
-        order = [column for pair in self.pairing for column in pair]
         with T.parallel(0, simd.ceil_div(c.rows, ROWS) * ROWS) as r:
             row = T.bind(tirx.min(r, c.rows - 1))
             first = T.bind(self.line(r))
 
             def square(s: ir.Expr, inside: int) -> None:
-                point = lambda i: c.x(row, s * RUN + i).astype("float32")  # noqa: E731
-                pairs = bf16.rounded(*_floats(point, inside, c.index))
-                if order != list(range(RUN)):
-                    pairs = bf16.picked(pairs, order)
+                pairs = _neighbours(c, lambda i: c.x(row, s * RUN + i), inside)
+                if self.order != list(range(RUN)):
+                    pairs = bf16.picked(pairs, self.order)
                 simd.store(self.pairs, [first + s * LANES, c.const(0)], pairs, LANES)
 
-            _runs(c.k, square, c.index)
+            _squares(c, c.k, square)
 
     def line(self, r: ir.Expr) -> ir.Expr:
-        """Where row r of its first square lies."""
+        """Where row r of its first square lies; the next square is LANES lines further."""
         return r // LANES * (self.squares * LANES) + r % LANES
 
 
@@ -100,47 +96,91 @@ class FloatPanels:
         with T.serial(0, self.c.const(columns // LANES)) as part:
             pack(panel, part, n0 + part * LANES, k0, depth)
 
-    def _pack_nk(
-        self, panel: ir.Var, part: ir.Expr, n: ir.Expr, k0: ir.Expr, depth: int
-    ) -> None:
-        rows = [T.bind(self.weight.inside(n + r)) for r in range(LANES)]
+    def _pack_nk(self, panel: ir.Var, part: ir.Expr, n: ir.Expr, k0: ir.Expr, depth: int) -> None:
+        rows = [T.bind(self._inside(n + r)) for r in range(LANES)]
 
         def square(s: ir.Expr, inside: int) -> None:
-            turned = simd.transpose([self._along_k(r, k0 + s * RUN, inside) for r in rows])
+            k = T.bind(k0 + s * RUN)
+            for r in rows:
+                self._prefetch(r + LANES, k)
+            turned = simd.transpose([self._along_k(r, k, inside) for r in rows])
             for j, pairs in enumerate(turned):
                 simd.store(panel, [part, s * LANES + j, self.c.const(0)], pairs, LANES)
 
-        _runs(self._inside(depth), square, self.c.index)
+        _squares(self.c, depth, square)
 
     def _along_k(self, n: ir.Expr, k: ir.Expr, inside: int) -> ir.Expr:
-        """Pairs of W[n, k ... k + 31]."""
-        e = self.weight.expression
-        if inside == RUN and isinstance(e, TensorLoad) and str(e.ty) == "bfloat16":
-            bits = T.alloc_buffer((RUN,), "uint16", scope="local")
-            with T.vectorized(0, self.c.const(RUN)) as i:
-                at = {self.weight.n_var: n, self.weight.k_var: k + i}
-                T.buffer_store(bits, tirx.reinterpret("uint16", rebuild(e, at)), [i])
-            whole = simd.load(bits, [tirx.IntImm("int32", 0)], RUN)
-            return T.bind(tirx.reinterpret(f"int32x{LANES}", whole))
-        point = lambda i: self.weight.at(n, k + i)  # noqa: E731
-        return T.bind(bf16.rounded(*_floats(point, inside, self.c.index)))
+        """Pairs of W[n, k ... k + inside - 1], then zeros."""
+        return _neighbours(self.c, lambda i: self._at(n, k + i), inside)
 
-    def _pack_kn(
-        self, panel: ir.Var, part: ir.Expr, n: ir.Expr, k0: ir.Expr, depth: int
-    ) -> None:
-        def across_n(k: ir.Expr) -> ir.Expr:
-            return _floats(lambda j: self.weight.at(self.weight.inside(n + j), k), LANES, index)[0]
+    def _at(self, n: ir.Expr, k: ir.Expr) -> ir.Expr:
+        w = self.weight
+        return rebuild(w.expression, {w.n_var: n, w.k_var: k})
 
-        index, inside = self.c.index, self._inside(depth)
-        with T.serial(0, self.c.const(inside // 2)) as p:
-            k = T.bind(k0 + 2 * p)
-            pairs = bf16.woven(across_n(k), across_n(k + 1))
-            simd.store(panel, [part, p, self.c.const(0)], pairs, LANES)
+    def _prefetch(self, n: ir.Expr, k: ir.Expr) -> None:
+        """Ask for W[n, k], a row of the next 16: their runs are too short for the hardware."""
+        load = self._at(n, k)
+        if isinstance(load, TensorLoad):
+            simd.prefetch(load.source, list(load.indices))
+
+    def _pack_kn(self, panel: ir.Var, part: ir.Expr, n: ir.Expr, k0: ir.Expr, depth: int) -> None:
         zero = simd.zeros("float32", LANES)
-        for p in range(inside // 2, depth // 2):
-            pairs = bf16.woven(across_n(k0 + 2 * p), zero) if 2 * p < inside else zero.astype("int32x16")
-            simd.store(panel, [part, self.c.const(p), self.c.const(0)], pairs, LANES)
 
-    def _inside(self, depth: int) -> int:
-        """Columns of a stretch of k that W has: only the last stretch may reach past k."""
-        return depth - (-self.c.k % RUN) if depth == 0 else depth
+        def across_n(k: ir.Expr) -> ir.Expr:
+            row = _floats(self.c, lambda j: self.weight.at(self._inside(n + j), k), LANES)
+            return T.bind(row[0])
+
+        def square(s: ir.Expr, inside: int) -> None:
+            for p in range(LANES):
+                k = [k0 + s * RUN + i for i in range(2 * p, min(2 * p + 2, inside))]
+                even, odd = [*map(across_n, k), zero, zero][:2]
+                at = [part, s * LANES + p, self.c.const(0)]
+                simd.store(panel, at, bf16.woven(even, odd), LANES)
+
+        _squares(self.c, depth, square)
+
+    def _inside(self, n: ir.Expr) -> ir.Expr:
+        """Only a matrix narrower than its one panel has columns past n."""
+        return n if self.c.n >= COLUMNS else self.weight.inside(n)
+
+
+def _squares(c: Contraction, depth: int, body: Callable[[ir.Expr, int], None]) -> None:
+    """`body(s, columns inside)` for every 32 columns of k."""
+    whole, left = divmod(depth, RUN)
+    if whole:
+        with T.serial(0, c.const(whole)) as s:
+            body(s, RUN)
+    if left:
+        body(c.const(whole), left)
+
+
+def _neighbours(c: Contraction, at: Callable[[ir.Expr], ir.Expr], inside: int) -> ir.Expr:
+    """16 pairs of `at(0)` ... `at(inside - 1)`, then zeros; stored bfloat16 goes by its bits."""
+    some = at(c.const(0))
+    if inside < RUN or not isinstance(some, TensorLoad) or str(some.ty) != "bfloat16":
+        value = lambda i: in_float32(at(i)).astype("float32")  # noqa: E731
+        return T.bind(bf16.rounded(*_floats(c, value, inside)))
+    bits = T.alloc_buffer((RUN,), "uint16", scope="local")
+    with T.vectorized(0, c.const(RUN)) as i:
+        T.buffer_store(bits, tirx.reinterpret("uint16", at(i)), [i])
+    whole = simd.load(bits, [tirx.IntImm("int32", 0)], RUN)
+    return T.bind(tirx.reinterpret(f"int32x{LANES}", whole))
+
+
+def _floats(
+    c: Contraction, value: Callable[[ir.Expr], ir.Expr], inside: int
+) -> tuple[ir.Expr, ir.Expr]:
+    """Two vectors of `value(i)`, zeros from `inside` on."""
+    zero, halves = tirx.IntImm("int32", 0), []
+    for start in (0, LANES):
+        vector = T.alloc_buffer((LANES,), "float32", scope="local")
+        count = max(0, min(LANES, inside - start))
+        if count == LANES:
+            with T.vectorized(0, c.const(LANES)) as lane:
+                T.buffer_store(vector, value(lane + start), [lane])
+        else:
+            simd.store(vector, [zero], simd.zeros("float32", LANES), LANES)
+            for i in range(count):
+                T.buffer_store(vector, value(c.const(start + i)), [c.const(i)])
+        halves.append(simd.load(vector, [zero], LANES))
+    return halves[0], halves[1]

@@ -11,7 +11,7 @@ from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction, find
-from . import awq_gemv, group4_gemv, simd
+from . import awq_gemv, bf16_gemm, group4_gemv, simd
 from .awq import AwqWeight
 from .evaluated import EvaluatedWeight
 from .float_gemv import FEW, emit_float_gemv
@@ -65,6 +65,8 @@ def _kernels(c: Contraction, weight: Weight, target: Target, lanes: int) -> Kern
         gemm = partial(emit_int16_gemm, c, weight, target, lanes)
         return [*(decode if group4_gemv.applies(c, weight) else []), (None, gemm)]
     many = partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
+    if isinstance(weight, EvaluatedWeight) and bf16_gemm.applies(c, weight, target):
+        many = partial(bf16_gemm.emit_vdpbf16, c, weight)
     if isinstance(weight, EvaluatedWeight) and weight.nk:
         return [(FEW, partial(emit_float_gemv, c, weight, target, lanes)), (None, many)]
     return [(None, many)]
