@@ -31,7 +31,10 @@ Point = Callable[[ir.Expr, ir.Expr], ir.Expr]
 
 @dataclass(frozen=True)
 class Contraction:
-    """One linear layer; `index` is the integer type of its loops ("int32" or "int64")."""
+    """One linear layer; `index` is the integer type of its loops ("int32" or "int64").
+
+    `weight` comes without its outermost casts, `weight_dtype` is what the function rounds it to.
+    """
 
     func: tirx.PrimFunc
     rows: ir.Expr
@@ -41,6 +44,7 @@ class Contraction:
     x: Point
     x_dtype: str
     weight: ir.Expr
+    weight_dtype: str
     n_var: ir.Var
     k_var: ir.Var
     finish: Callable[[ir.Expr, ir.Expr, ir.Expr], tuple[ir.Var, list[ir.Expr], ir.Expr]]
@@ -159,6 +163,7 @@ def _contraction(func: tirx.PrimFunc, total: Block, last: Block | None) -> Contr
         x=lambda r, k: strip_casts(rebuild(x, {**at(r), k_var: k})),
         x_dtype=str(strip_casts(x).ty),
         weight=strip_casts(weight),
+        weight_dtype=_before_float32(weight),
         n_var=n_var,
         k_var=k_var,
         finish=finish,
@@ -175,6 +180,13 @@ def _product(total: Block) -> tuple[ir.Expr, ir.Expr] | None:
         return None
     factors = strip_casts(value.b)
     return (factors.a, factors.b) if isinstance(factors, prim.Mul) else None
+
+
+def _before_float32(e: ir.Expr) -> str:
+    """The type of a factor before it is widened for the product."""
+    while isinstance(e, prim.Cast) and str(e.ty) == "float32":
+        e = e.value
+    return str(e.ty)
 
 
 def _uses(e: ir.Expr, variables: list[ir.Var]) -> bool:

@@ -93,8 +93,12 @@ def awq(
     static: bool = False,
     epilogue: str = "none",
     out_dtype: str | None = None,
+    plain: bool = False,
 ) -> Layer:
-    """AutoAWQ words: `W[n, k] = (q[k, n] - z[k // group, n]) * s[k // group, n]`."""
+    """AutoAWQ words: `W[n, k] = (q[k, n] - z[k // group, n]) * s[k // group, n]`.
+
+    Where `plain`, nibble i of a word holds channel i; else in AutoAWQ's order.
+    """
     rng = np.random.default_rng(m * n + k + group)
     x = _floats(rng, (1, m, k), dtype)
     words = rng.integers(0, 2**32, (k, n // 8), dtype=np.uint32)
@@ -107,8 +111,10 @@ def awq(
     ]
 
     def unpack(place: te.Tensor, row: tirx.Expr, j: tirx.Expr) -> tirx.Expr:
-        shift = (j % 2 * 16 + j % 8 // 2 * 4).astype("uint32")
-        return ((place[row, j // 8] >> shift) & tirx.const(15, "uint32")).astype(dtype)
+        shift = j % 8 * 4 if plain else j % 2 * 16 + j % 8 // 2 * 4
+        return ((place[row, j // 8] >> shift.astype("uint32")) & tirx.const(15, "uint32")).astype(
+            dtype
+        )
 
     weight = te.compute(
         _int64((n, k)),
@@ -117,7 +123,8 @@ def awq(
         ),
         name="dequantize",
     )
-    code, zero = _unpack(words), np.repeat(_unpack(zeros), group, axis=0)
+    shifts = np.sort(AWQ_SHIFTS) if plain else AWQ_SHIFTS
+    code, zero = _unpack(words, shifts), np.repeat(_unpack(zeros, shifts), group, axis=0)
     matrix = (code - zero) * np.repeat(scales.astype(np.float64), group, axis=0)
     return _layer(
         m, n, k, dtype, out_dtype or dtype, static, epilogue, rng, x, arrays, places,
@@ -207,5 +214,5 @@ def _floats(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.
     return rng.standard_normal(shape, dtype=np.float32).astype(numpy_dtype(dtype))
 
 
-def _unpack(words: np.ndarray) -> np.ndarray:
-    return ((words[:, :, None] >> AWQ_SHIFTS) & 15).reshape(words.shape[0], -1).astype(np.float64)
+def _unpack(words: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    return ((words[:, :, None] >> shifts) & 15).reshape(words.shape[0], -1).astype(np.float64)

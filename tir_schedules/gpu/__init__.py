@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from ..rule import Rule
+from .linear import Linear
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (Linear(),)

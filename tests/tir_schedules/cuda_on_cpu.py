@@ -1,0 +1,149 @@
+"""Running the CUDA C that TVM prints on a CPU: `cuda_on_cpu.h` stands in for the GPU.
+
+`Program(module, target)` builds a scheduled function for CUDA, takes its source, leaves out the
+device functions that are PTX (the header has them under the same names) and compiles the rest as
+C++. `run` then does what TVM's host code does: it walks the host side of the scheduled function,
+decides its conditions by the number of rows, allocates its workspaces and launches its kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.s_tir import dlight
+
+from tir_schedules import RULES
+from tir_schedules.expression import rebuild
+
+COMPILER = shutil.which("c++") or shutil.which("g++")
+HEADER = Path(__file__).with_suffix(".h")
+FUNCTION = re.compile(r"__device__ __forceinline__ [\w ]+? (\w+)\(.*?\) \{\n.*?\n\}\n", re.DOTALL)
+KERNEL = re.compile(r'^extern "C" __global__ void __launch_bounds__\(\d+\) (\w+)\((.*)\) \{$', re.M)
+
+
+def cuda_target(arch: str) -> tvm.target.Target:
+    return tvm.target.Target({"kind": "cuda", "arch": arch, "host": {"kind": "llvm"}})
+
+
+def schedule(func: tirx.PrimFunc, target: tvm.target.Target) -> tvm.IRModule:
+    module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    with target:
+        return dlight.ApplyDefaultSchedule(*RULES(target))(module)
+
+
+def cuda_source(module: tvm.IRModule, target: tvm.target.Target) -> str:
+    library = tvm.compile(module, target=target)
+    (device,) = getattr(library, "mod", library).imports
+    return str(device.inspect_source())
+
+
+class Program:
+    """One scheduled function, compiled as C++ in `folder`."""
+
+    def __init__(self, module: tvm.IRModule, target: tvm.target.Target, folder: Path) -> None:
+        self.func = module["main"]
+        source = cuda_source(module, target)
+        self.kernels = [
+            (name, [p.split()[-1] for p in parameters.split(", ")])
+            for name, parameters in KERNEL.findall(source)
+        ]
+        self.library = _compile(source, KERNEL.findall(source), folder)
+
+    def run(self, arrays: list[np.ndarray], rows: int, backwards: bool = False) -> None:
+        """Run on the function's arguments, `rows` being its one symbolic size if it has any."""
+        buffers = list(self.func.params)
+        named = {f"{b.name}_ptr": a for b, a in zip(buffers, arrays, strict=True)}
+        sizes = {v: rows for b in buffers for v in b.shape if isinstance(v, tirx.Var)}
+        _Host(self, named, sizes, rows, backwards).walk(self.func.body)
+
+
+class _Host:
+    """The host's part of one call."""
+
+    def __init__(
+        self,
+        program: Program,
+        named: dict[str, np.ndarray],
+        sizes: dict,
+        rows: int,
+        backwards: bool,
+    ) -> None:
+        self.program, self.named, self.sizes = program, named, sizes
+        self.rows, self.backwards, self.number = rows, backwards, 0
+        self.workspace = np.zeros(0, np.float32)
+
+    def walk(self, s: Any, taken: bool = True) -> None:
+        kind = type(s).__name__
+        if kind == "SBlockRealize":
+            self.walk(s.block.body, taken)
+        elif kind == "SeqStmt":
+            for part in s.seq:
+                self.walk(part, taken)
+        elif kind == "IfThenElse":
+            yes = bool(self.value(s.condition))
+            self.walk(s.then_case, taken and yes)
+            self.walk(s.else_case, taken and not yes)
+        elif kind == "AllocBuffer":
+            shape = [self.value(e) for e in s.buffer.shape]
+            self.workspace = np.full(shape, np.nan, np.float32)
+        elif kind == "For":
+            self.number += 1
+            if taken:
+                self.launch(s, self.number - 1)
+        else:
+            raise NotImplementedError(kind)
+
+    def launch(self, loop: Any, number: int) -> None:
+        extents = {}
+        while type(loop).__name__ == "For" and loop.thread_binding is not None:
+            extents[loop.thread_binding.thread_tag] = self.value(loop.extent)
+            loop = loop.body
+        sizes = [extents.get(f"{k}Idx.{a}", 1) for k in ("block", "thread") for a in "xyz"]
+        name, parameters = self.program.kernels[number]
+        arguments = [
+            ctypes.c_int64(self.rows)
+            if not p.endswith("_ptr")
+            else self.named.get(p, self.workspace).ctypes.data_as(ctypes.c_void_p)
+            for p in parameters
+        ]
+        launch = self.program.library[f"launch_{name}"]
+        launch(*(ctypes.c_uint(v) for v in sizes), ctypes.c_int(self.backwards), *arguments)
+
+    def value(self, e: Any) -> int:
+        known = {v: tirx.IntImm(str(v.ty), n) for v, n in self.sizes.items()}
+        return int(tvm.sym.Analyzer().simplify(rebuild(e, known)))
+
+
+def _compile(source: str, kernels: list[tuple[str, str]], folder: Path) -> ctypes.CDLL:
+    source = FUNCTION.sub(lambda m: "" if "asm volatile" in m.group(0) else m.group(0), source)
+    source = re.sub(r"#include <cuda.*\n", "", source)
+    source = re.sub(r"__shared__ (alignas\(\d+\)) (?!uchar \w+\[\])", r"\1 static ", source)
+    source = re.sub(r"extern __shared__ (alignas\(\d+\) )?uchar (\w+)\[\]", _dynamic, source)
+    launchers = ""
+    for name, parameters in kernels:
+        names = ", ".join(p.split()[-1] for p in parameters.split(", "))
+        launchers += (
+            f'extern "C" void launch_{name}(unsigned gx, unsigned gy, unsigned gz, unsigned x, '
+            f"unsigned y, unsigned z, int backwards, {parameters}) {{\n"
+            "  cpu::launch({gx, gy, gz}, {x, y, z}, backwards, "
+            f"[&] {{ {name}({names}); }});\n}}\n"
+        )
+    path = folder / "kernels.cc"
+    path.write_text(f'#include "{HEADER}"\n{source}\n{launchers}')
+    library = path.with_suffix(".so")
+    command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing"]
+    done = subprocess.run([*command, path, "-o", library], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+    return ctypes.CDLL(str(library))
+
+
+def _dynamic(found: re.Match[str]) -> str:
+    return f"static {found.group(1) or ''}unsigned char {found.group(2)}[200 << 10]"

@@ -1,0 +1,111 @@
+"""CUDA kernels, as TVM prints them, against float64: `cuda_on_cpu.h` runs their source here.
+
+Every case runs twice, with the threads of a block taking turns in rising and in falling order;
+a missing barrier would make the two differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_on_cpu import COMPILER, Program, cuda_target, schedule
+from linear_functions import Layer, awq, dense, group4, numpy_dtype
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+HALF_ULP = {"float32": 0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+_PROGRAMS: dict[str, Program] = {}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cuda")
+
+
+def error(layer: Layer, rows: int, folder: Path, arch: str = "sm_80") -> float:
+    """Largest difference over largest value; equal functions are built once."""
+    key = layer.func.script() + arch
+    if key not in _PROGRAMS:
+        target = cuda_target(arch)
+        place = folder / str(len(_PROGRAMS))
+        place.mkdir()
+        _PROGRAMS[key] = Program(schedule(layer.func, target), target, place)
+    outputs = []
+    for backwards in (False, True):
+        out = np.full(layer.expected.shape, np.nan, numpy_dtype(layer.out_dtype))
+        _PROGRAMS[key].run([*layer.inputs, out], rows, backwards)
+        outputs.append(out.astype(np.float64))
+    assert np.array_equal(*outputs)
+    return float(np.abs(outputs[0] - layer.expected).max() / np.abs(layer.expected).max())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 16])
+@pytest.mark.parametrize(
+    ("n", "k", "group", "dtype", "epilogue", "out_dtype"),
+    [
+        (136, 256, 64, "float16", "bias", "float32"),
+        (288, 512, 32, "bfloat16", "residual", "bfloat16"),
+        (128, 192, 192, "float16", "none", "float16"),  # one group for all of k
+        (144, 2304, 128, "float16", "residual", "float32"),  # k is cut over blocks
+    ],
+)
+def test_awq_few_rows(
+    n: int, k: int, group: int, dtype: str, epilogue: str, out_dtype: str, rows: int, folder: Path
+) -> None:
+    """q - z is exact, so only the float32 sums and the output's rounding are left."""
+    layer = awq(rows, n, k, group, dtype, epilogue=epilogue, out_dtype=out_dtype)
+    assert error(layer, rows, folder) < 1e-6 + HALF_ULP[out_dtype]
+
+
+@pytest.mark.parametrize("rows", [17, 64, 65, 130])
+@pytest.mark.parametrize(
+    ("n", "k", "group", "dtype", "epilogue", "out_dtype", "limit"),
+    [
+        (136, 256, 64, "float16", "bias", "float32", 3e-4),
+        (288, 512, 32, "bfloat16", "residual", "bfloat16", 6e-3),
+        (128, 192, 192, "float16", "none", "float16", 1e-3),
+    ],
+)
+def test_awq_many_rows(
+    n: int,
+    k: int,
+    group: int,
+    dtype: str,
+    epilogue: str,
+    out_dtype: str,
+    limit: float,
+    rows: int,
+    folder: Path,
+) -> None:
+    """Weights are rounded to the half type, as the function says."""
+    layer = awq(rows, n, k, group, dtype, epilogue=epilogue, out_dtype=out_dtype)
+    assert error(layer, rows, folder) < limit
+
+
+@pytest.mark.parametrize("rows", [1, 13, 70])
+def test_awq_with_nibbles_in_plain_order(rows: int, folder: Path) -> None:
+    """The order is read from the function: nibble i is channel 8c + i."""
+    assert error(awq(rows, 64, 128, 32, epilogue="bias", plain=True), rows, folder) < 1e-3
+
+
+def test_awq_static_row(folder: Path) -> None:
+    """What models compile for decode."""
+    layer = awq(1, 272, 512, 128, static=True, epilogue="residual", out_dtype="float32")
+    assert error(layer, 1, folder) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [("float16 nk", 2e-6), ("bfloat16 kn", 2e-6), ("group4 nk", 6e-4), ("group4 kn", 6e-4)],
+)
+def test_other_weights_on_tensor_cores(kind: str, limit: float, rows: int, folder: Path) -> None:
+    name, order = kind.split()
+    layer = (
+        group4(rows, 136, 256, nk=order == "nk", out_dtype="float32")
+        if name == "group4"
+        else dense(rows, 136, 256, name, order == "nk", epilogue="bias", out_dtype="float32")
+    )
+    assert error(layer, rows, folder) < limit

@@ -1,0 +1,79 @@
+"""The rule for linear layers on CUDA: recognise the weight layout, pick kernels by rows.
+
+One function may hold several kernels under a host-side choice by the number of rows, so a
+dynamic `m` costs nothing on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from tvm import s_tir, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
+from tvm.tirx.script.builder import ir as T
+
+from ..awq_weight import AwqLayout
+from ..contraction import Contraction, find
+from . import awq_few, gemm
+from .panels import AwqWords, Evaluated
+from .warp import compute_capability
+
+Kernels = list[tuple[int | None, Callable[[], None]]]
+
+
+class Linear:
+    """`out[r, n] = finish(sum_k x[r, k] * W[n, k])` on tensor cores (sm_80 and newer)."""
+
+    def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> s_tir.Schedule | None:
+        """Return the layer with a new body, or `None` when it is no layer of ours."""
+        if target.kind.name != "cuda" or compute_capability(target) < 80:
+            return None
+        contraction = find(func)
+        if contraction is None:
+            return None
+        kernels = _kernels(contraction)
+        if not kernels:
+            return None
+        try:
+            with IRBuilder() as builder, T.sblock("root"):
+                T.reads([])
+                T.writes([])
+                _dispatch(contraction, kernels)
+        except NotImplementedError:  # an expression that `rebuild` cannot copy
+            return None
+        body = builder.get()
+        return s_tir.Schedule(func.with_body(body))
+
+
+def _kernels(c: Contraction) -> Kernels:
+    """Kernels with the largest number of rows that each is for, `None` for any."""
+    if not gemm.applies(c):
+        return []
+    layout = AwqLayout.match(c)
+    few: Kernels = []
+    if layout is not None and awq_few.applies(c, layout):
+        sizes = (awq_few.ROWS, awq_few.MOST)
+        few = [(rows, partial(awq_few.emit_awq_few, c, layout, rows)) for rows in sizes]
+    weight = AwqWords.match(c) or Evaluated.match(c)
+    if weight is None or (c.fixed_rows() == 1 and not few):
+        return []  # one row of another layout is for TVM's own GEMV rule
+    many = partial(gemm.emit_gemm, c, weight)
+    return [*few, (gemm.SMALL.rows, partial(many, gemm.SMALL)), (None, partial(many, gemm.LARGE))]
+
+
+def _dispatch(c: Contraction, kernels: Kernels) -> None:
+    """The kernel for the number of rows: chosen now where it is known, else on the host."""
+    (most, emit), *rest = kernels
+    rows = c.fixed_rows()
+    if most is None or (rows is not None and rows <= most):
+        emit()
+    elif rows is not None:
+        _dispatch(c, rest)
+    else:
+        with T.If(c.rows <= most):
+            with T.Then():
+                emit()
+            with T.Else():
+                _dispatch(c, rest)
