@@ -170,11 +170,13 @@ class _Task:
             vector = T.bind(first + v)
             word = T.bind(_word(c, vector, lanes))
             with T.serial(0, c.const(steps)) as p:
-                self._ahead(b + 1, first, count, v * self.x.block + p * weave.step)
                 for i, codes in enumerate(weave.planes(b * self.x.block + weave.step * p, word)):
                     simd.store(unpacked, [p * CODES + i, zero], codes, lanes)
             add = self._group(b, vector)
-            with T.serial(0, simd.ceil_div(self.rows, tile)) as t:
+            tiles = T.bind(simd.ceil_div(self.rows, tile))
+            share = T.bind((c.const(self.split.vectors) + tiles - 1) // tiles)
+            with T.serial(0, tiles) as t:
+                self._ahead(b + 1, v, T.bind(first + t * share), share)
                 rows = [T.bind(tirx.min(t * tile + r, self.rows - 1)) for r in range(tile)]
                 for part in range(weave.digits):
                     planes = self._row_tile(unpacked, b, rows, part)
@@ -189,6 +191,7 @@ class _Task:
         weave, each = self.weave, CODES // self.weave.digits
         acc = simd.Registers(len(rows) * each, weave.digits, self.lanes, "int32")
         acc.clear()
+        # no prefetch in this loop: beside one, LLVM keeps the sums in memory
         with T.serial(0, self.c.const(self.x.block // weave.step)) as p:
             k = T.bind(b * self.x.block + p * weave.step)
             operands = [weave.operands(self.x, r, k) for r in rows]
@@ -208,15 +211,17 @@ class _Task:
             for r in range(len(rows))
         ]
 
-    def _ahead(self, b: ir.Expr, first: ir.Expr, count: ir.Expr, line: ir.Expr) -> None:
-        """Prefetch `step` lines from `line` on of block b, counted along the rows of words.
+    def _ahead(self, b: ir.Expr, v: ir.Expr, first: ir.Expr, count: ir.Expr) -> None:
+        """Prefetch `count` vectors of words from `first` on of some rows of block b.
 
-        The unpacking walks down the rows one vector wide; memory wants to be read along them.
+        The unpacking walks down the rows one vector wide; memory wants to be read along them, and
+        evenly, a share before every tile instead of a burst: vector v asks for its share of rows.
         """
-        for i in range(self.weave.step):
-            here = T.bind(line + i)
-            word = _word(self.c, first + here % count, self.lanes)
-            self._prefetch(b * self.x.block + here // count, word)
+        rows = -(-self.x.block // self.split.vectors)
+        for i in range(rows):
+            row = T.bind(b * self.x.block + v * rows + i)
+            with T.serial(0, count) as j:
+                self._prefetch(row, (first + j) * self.lanes)
 
     def _prefetch(self, k: ir.Expr, word: ir.Expr) -> None:
         row = tirx.min(k, self.c.const(self.c.k - 1))
@@ -228,8 +233,13 @@ class _Task:
         """Read zeros and scales of a block; hand out `sums[r] += s * sx * (acc - z * sum(xq))`."""
         w, lanes = self.weave.weight, self.lanes
         g = T.bind(b * self.x.block // w.group)
-        n0 = T.bind(_word(self.c, v, lanes) * CODES)
+        word = T.bind(_word(self.c, v, lanes))
+        n0 = T.bind(word * CODES)
         points = [n0 + i * lanes for i in range(CODES)]
+        following = T.bind(tirx.min(g + 1, self.c.const(self.c.k // w.group - 1)))
+        simd.prefetch(w.zeros, [following, word])
+        for i in range(0, CODES, 2):  # two vectors of float16 to a cache line
+            simd.prefetch(w.scales, [following, points[i]])
         codes = [T.bind(w.codes(w.zeros, g, n, lanes)) for n in points]
         scales = [T.bind(w.scale(g, n, lanes)) for n in points]
 

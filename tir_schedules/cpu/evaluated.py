@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import tvm
 from tvm import ir, tirx
 from tvm.ir import TensorLoad
 from tvm.target import Target
@@ -38,10 +39,9 @@ class EvaluatedWeight:
     @staticmethod
     def match(c: Contraction) -> EvaluatedWeight | None:
         """Any weight that is loaded from memory will do."""
-        loads = [e for e in walk(c.weight) if isinstance(e, TensorLoad)]
-        if not loads:
+        largest = _largest(c.weight)
+        if largest is None:
             return None
-        largest = max(loads, key=_size)
         nk = any(v.same_as(c.k_var) for v in walk(list(largest.indices)[-1]))
         return EvaluatedWeight(c.weight, c.n_var, c.k_var, nk, c.n, c.k)
 
@@ -60,6 +60,19 @@ class EvaluatedWeight:
         with T.vectorized(0, tirx.IntImm(str(k.ty), lanes)) as lane:
             T.buffer_store(vector, self.at(n, k + lane), [lane])
         return T.bind(simd.load(vector, [tirx.IntImm("int32", 0)], lanes))
+
+    def ahead(self, n: ir.Expr, k: ir.Expr) -> None:
+        """Prefetch the weights of row n from column k on: one cache line."""
+        largest = _largest(self.expression)
+        assert largest is not None  # else `match` had refused
+        place = {self.n_var: n, self.k_var: k}
+        simd.prefetch(largest.source, [rebuild(i, place) for i in largest.indices])
+
+    def columns_per_line(self) -> int:
+        """Neighbours along k in one cache line."""
+        largest = _largest(self.expression)
+        assert largest is not None
+        return 512 // tvm.DataType(str(largest.ty)).bits
 
     def pack(
         self, panel: ir.Var, n0: ir.Expr, width: int, k0: ir.Expr, depth: int, lanes: int
@@ -93,6 +106,12 @@ class EvaluatedWeight:
         rows, columns = tirx.IntImm(str(n0.ty), depth), tirx.IntImm(str(n0.ty), width)
         with T.serial(0, rows) as i, T.vectorized(0, columns) as j:
             T.buffer_store(panel, self.at(self.inside(n0 + j), k0 + i), [i, j])
+
+
+def _largest(expression: ir.Expr) -> TensorLoad | None:
+    """What the weight is loaded from; scales and the like are smaller."""
+    loads = [e for e in walk(expression) if isinstance(e, TensorLoad)]
+    return max(loads, key=_size, default=None)
 
 
 def _size(e: TensorLoad) -> int:

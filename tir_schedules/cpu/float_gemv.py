@@ -7,7 +7,8 @@
         out = finish(sum)
 
 Each accumulator holds partial sums of one output; a tree of shuffles adds its lanes at the end.
-W comes from memory exactly once: the second tile of rows finds its 4 or 8 rows in the cache.
+W comes from memory exactly once: the second tile of rows finds its 4 or 8 rows in the cache, and
+the next 4 or 8 are prefetched into L2, a stretch of k at a time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..contraction import Contraction
 from . import simd
 from .evaluated import EvaluatedWeight
 
+STRETCH = 16  # vectors of k between two prefetches
 FEW = 16  # with more rows than this the packed kernel wins
 
 
@@ -37,7 +39,7 @@ def emit_float_gemv(c: Contraction, weight: EvaluatedWeight, target: Target, lan
         with T.serial(0, count) as g:
             n0 = T.bind((first + g) * width)
             with T.serial(0, simd.ceil_div(c.rows, row_tile)) as i:
-                _tile(c, weight, x, n0, width, i * row_tile, row_tile, lanes)
+                _tile(c, weight, x, n0, width, i, row_tile, lanes)
 
 
 def _inputs(c: Contraction, lanes: int) -> ir.Var:
@@ -61,19 +63,24 @@ def _tile(
     x: ir.Var,
     n0: ir.Expr,
     width: int,
-    r0: ir.Expr,
+    tile: ir.Expr,
     row_tile: int,
     lanes: int,
 ) -> None:
-    """`width` columns times `row_tile` rows of the output."""
+    """`width` columns times `row_tile` rows of the output, from row `tile * row_tile` on."""
+    r0 = tile * row_tile
     columns = [T.bind(tirx.min(n0 + j, c.const(c.n - 1))) for j in range(width)]
     rows = [T.bind(tirx.min(r0 + i, c.rows - 1)) for i in range(row_tile)]
     acc = simd.Registers(row_tile, width, lanes)
     acc.clear()
     whole = c.k // lanes
-    if whole:
-        with T.serial(0, c.const(whole)) as s:
-            k = T.bind(s * lanes)
+    with T.serial(0, c.const(-(-whole // STRETCH))) as stretch:
+        first = T.bind(stretch * STRETCH)
+        # a loop of its own: beside a prefetch, LLVM keeps the sums in memory
+        with T.If(tile == 0), T.Then():
+            _ahead(c, weight, n0 + width, width, first * lanes, STRETCH * lanes)
+        with T.serial(0, tirx.min(c.const(whole) - first, c.const(STRETCH))) as s:
+            k = T.bind((first + s) * lanes)
             xs = [T.bind(simd.load(x, [r, k], lanes)) for r in rows]
             for j, n in enumerate(columns):
                 w = weight.along_k(n, k, lanes)
@@ -82,6 +89,17 @@ def _tile(
     for i in range(row_tile):
         total = simd.lane_sums([acc.get(i, j) for j in range(width)], lanes)
         _finish(c, weight, x, rows[i], r0 + i, columns, n0, total, whole * lanes)
+
+
+def _ahead(
+    c: Contraction, weight: EvaluatedWeight, n0: ir.Expr, width: int, k0: ir.Expr, depth: int
+) -> None:
+    """Prefetch `width` rows of W from n0 on, `depth` columns each."""
+    line = weight.columns_per_line()
+    for j in range(width):
+        n = T.bind(tirx.min(n0 + j, c.const(c.n - 1)))
+        with T.serial(0, c.const(-(-depth // line))) as i:
+            weight.ahead(n, tirx.min(k0 + i * line, c.const(c.k - 1)))
 
 
 def _finish(
