@@ -5,6 +5,8 @@ w of the accumulator sums word w's eight products, exactly, as integers; then on
 with that lane's scale. The middle of the codes costs nothing per weight: every accumulator starts
 from -middle * (sum of the eight xq of its word), which depends on x alone.
 
+Rows are read one after the other, the next four prefetched into L2 a stretch at a time.
+
     acc[w] = -middle * sum_i xq[8w + i] + sum_i q[n, 8w + i] xq[8w + i]
     out[n] = sum_w (s[n, 8w // G] * sx[w]) * acc[w]
 """
@@ -25,6 +27,7 @@ from .int16_rows import PairRows, planes_of_halves
 
 WIDTH = 4  # outputs at a time
 TILE = 2  # rows of x at a time
+STRETCH = 16  # vectors of words between two prefetches
 
 
 def applies(c: Contraction, weight: GroupWeight) -> bool:
@@ -50,7 +53,7 @@ def emit_group4_gemv(
         first = T.bind(task * share)
         count = T.bind(tirx.max(tirx.min(c.const(groups) - first, c.const(share)), c.const(0)))
         with T.serial(0, count) as g, T.serial(0, simd.ceil_div(rows, tile)) as t:
-            kernel.tile_of(starts, (first + g) * WIDTH, t * tile)
+            kernel.tile_of(starts, T.bind((first + g) * WIDTH), t)
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,43 @@ class _Rows:
         at = [s * (SPAN * self.lanes) + i * self.lanes for i in range(SPAN)]
         return [T.bind(simd.load(self.x.pairs, [r, here], self.lanes)) for here in at]
 
-    def tile_of(self, starts: ir.Var, n0: ir.Expr, r0: ir.Expr) -> None:
-        """WIDTH outputs of `tile` rows."""
+    def tile_of(self, starts: ir.Var, n0: ir.Expr, number: ir.Expr) -> None:
+        """WIDTH outputs of tile `number` of the rows."""
         c, lanes = self.c, self.lanes
+        r0 = T.bind(number * self.tile)
         rows = [T.bind(tirx.min(r0 + r, self.rows - 1)) for r in range(self.tile)]
         acc = simd.Registers(self.tile, WIDTH, lanes)
         acc.clear()
-        with T.serial(0, c.const(c.k // CODES // lanes)) as s:
+        vectors = c.k // CODES // lanes
+        with T.serial(0, c.const(-(-vectors // STRETCH))) as stretch:
+            first = T.bind(stretch * STRETCH)
+            count = T.bind(tirx.min(c.const(vectors) - first, c.const(STRETCH)))
+            # a loop of its own: beside a prefetch, LLVM keeps the sums in memory
+            with T.If(number == 0), T.Then():
+                self._ahead(n0 + WIDTH, first, count)
+            self._stretch(acc, starts, n0, rows, first, count)
+        for t in range(self.tile):
+            self._store(acc, t, n0, r0 + t)
+
+    def _ahead(self, n0: ir.Expr, first: ir.Expr, count: ir.Expr) -> None:
+        """Prefetch `count` vectors of words of WIDTH rows; one vector is one cache line or half."""
+        for j in range(WIDTH):
+            n = T.bind(tirx.min(n0 + j, self.c.const(self.c.n - 1)))
+            with T.serial(0, count) as s:
+                simd.prefetch(self.weight.words, [n, (first + s) * self.lanes])
+
+    def _stretch(
+        self,
+        acc: simd.Registers,
+        starts: ir.Var,
+        n0: ir.Expr,
+        rows: list[ir.Expr],
+        first: ir.Expr,
+        count: ir.Expr,
+    ) -> None:
+        lanes = self.lanes
+        with T.serial(0, count) as i:
+            s = T.bind(first + i)
             planes = [self._planes(r, s) for r in rows]
             begin = [T.bind(simd.load(starts, [r, s * lanes], lanes)) for r in rows]
             factor = [T.bind(simd.splat(self.x.scale(r, s), lanes)) for r in rows]
@@ -101,8 +134,6 @@ class _Rows:
                         total = simd.dot_pairs(total, codes[i], planes[t][i], lanes, self.vnni)
                     value = T.bind(total).astype(f"float32x{lanes}")
                     acc.set(t, j, simd.fma(value, scale * factor[t], acc.get(t, j), lanes))
-        for t in range(self.tile):
-            self._store(acc, t, n0, r0 + t)
 
     def _scales(self, n: ir.Expr, s: ir.Expr) -> ir.Expr:
         """The scale of every lane's word."""
