@@ -1,9 +1,11 @@
-"""Claim: a prefill in the compiled lib is not slower than PyTorch float32 on the same cores.
+"""Claim: a prefill in the compiled lib is not slower than PyTorch on the same cores.
 
     python -m benchmarks.prefill [--model examples/models/stdlib-llama-7m] [--tokens 512]
+                                 [--quantization q0f32] [--dtype float32]
 
-The same weights, tokens and work (logits of the last token) on both sides: our lib (``q0f32``, or
-the artifact named by ``--artifact``) and HF transformers with eager and sdpa attention. Every side
+The same weights, tokens and work (logits of the last token) on both sides: our lib (of the scheme,
+or the artifact named by ``--artifact``) and HF transformers in ``--dtype`` (if not given, bfloat16
+beside ``q0bf16``, else float32) with eager and sdpa attention. Every side
 runs in its own process with the same number of threads; the sides take turns for ``--rounds``
 rounds. The logits are compared, so that nobody skips work.
 """
@@ -32,6 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("examples/models/stdlib-llama-7m"))
     parser.add_argument("--artifact", type=Path, default=None, help="built if not given")
+    parser.add_argument("--quantization", default="q0f32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
@@ -41,22 +45,23 @@ def main() -> None:
     if args.side:
         print(json.dumps(_measure(args)))
         return
+    args.dtype = args.dtype or ("bfloat16" if args.quantization == "q0bf16" else "float32")
     with tempfile.TemporaryDirectory() as folder:
         if args.artifact is None:
-            args.artifact = _build(args.model, Path(folder) / "q0f32")
+            args.artifact = _build(args.model, Path(folder) / "built", args.quantization)
         _table(args, [{side: _run(args, side) for side in SIDES} for _ in range(args.rounds)])
 
 
-def _build(model: Path, output: Path) -> Path:
+def _build(model: Path, output: Path, quantization: str) -> Path:
     from mlc_bridge import BuildJob, build
 
-    build(BuildJob(model, output, quantization="q0f32"))
+    build(BuildJob(model, output, quantization=quantization))
     return output
 
 
 def _run(args: argparse.Namespace, side: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.prefill", "--side", side]
-    for name in ("model", "artifact", "tokens", "threads", "repeats"):
+    for name in ("model", "artifact", "tokens", "dtype", "threads", "repeats"):
         command += [f"--{name}", str(getattr(args, name))]
     threads = {"OMP_NUM_THREADS": str(args.threads)}
     done = subprocess.run(
@@ -113,13 +118,13 @@ def _torch(args: argparse.Namespace) -> Callable[[list[int]], Any]:
 
     torch.set_num_threads(args.threads)
     model = AutoModelForCausalLM.from_pretrained(
-        args.model, dtype=torch.float32, attn_implementation=args.side
+        args.model, dtype=getattr(torch, args.dtype), attn_implementation=args.side
     ).eval()
 
     def run(ids: list[int]) -> Any:
         with torch.inference_mode():
             out = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
-        return out.logits[0, -1].numpy()
+        return out.logits[0, -1].float().numpy()
 
     return run
 
@@ -127,7 +132,10 @@ def _torch(args: argparse.Namespace) -> Callable[[list[int]], Any]:
 def _table(args: argparse.Namespace, rounds: list[dict[str, dict[str, Any]]]) -> None:
     times = {side: [t for r in rounds for t in r[side]["seconds"]] for side in SIDES}
     ours = statistics.median(times["ours"])
-    print(f"{args.model.name}, {args.tokens} tokens, {args.threads} threads, milliseconds")
+    print(
+        f"{args.model.name}, {args.quantization}, PyTorch {args.dtype}, {args.tokens} tokens,"
+        f" {args.threads} threads, milliseconds"
+    )
     print(f"{'side':8} {'min':>8} {'median':>8} {'max':>8} {'tokens/s':>10} {'times ours':>11}")
     for side, seconds in times.items():
         low, mid, high = min(seconds), statistics.median(seconds), max(seconds)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import gcd
 from typing import Protocol
 
 from tvm import ir, tirx
@@ -27,10 +28,12 @@ from . import bf16, simd
 from .awq import CODES
 from .bf16 import LANES, RUN
 from .evaluated import EvaluatedWeight
+from .int16_gemm import PairWeight
 from .int16_rows import Pairing, neighbours
 
 ROWS = 32  # of x are allotted together: two squares
 COLUMNS = CODES * LANES  # of one panel, or fewer where W has fewer rows
+CHUNK = 128  # columns of k that a 4-bit layout unpacks at a time
 
 
 class Panels(Protocol):
@@ -142,6 +145,50 @@ class FloatPanels:
     def _inside(self, n: ir.Expr) -> ir.Expr:
         """Only a matrix narrower than its one panel has columns past n."""
         return n if self.c.n >= COLUMNS else self.weight.inside(n)
+
+
+@dataclass(frozen=True)
+class CodePanels:
+    """4-bit codes as `weight` unpacks them to pairs of q - z, times s, rounded once to bfloat16."""
+
+    c: Contraction
+    weight: PairWeight
+
+    @staticmethod
+    def fits(c: Contraction, weight: PairWeight) -> bool:
+        """True where whole chunks of k hold whole groups, or groups whole chunks."""
+        return c.n >= COLUMNS and c.k % CHUNK == 0 and gcd(weight.group, CHUNK) >= RUN
+
+    @property
+    def pairing(self) -> Callable[[int], Pairing]:
+        """The layout's."""
+        return self.weight.pairing
+
+    def pack(self, panel: ir.Var, n0: ir.Expr, columns: int, k0: ir.Expr, depth: int) -> None:
+        """Fill `panel[8, depth / 2, 16]`, a chunk of k after another."""
+        c, block = self.c, gcd(self.weight.group, CHUNK)
+        codes = T.alloc_buffer((CHUNK // 2, columns), "int32")
+        scales = T.alloc_buffer((CHUNK // block, columns), "float32")
+        with T.serial(0, c.const(depth // CHUNK)) as chunk:
+            k = T.bind(k0 + chunk * CHUNK)
+            self.weight.pack_pairs(codes, scales, n0, k, CHUNK, block, LANES)
+            with (
+                T.serial(0, c.const(columns // LANES)) as part,
+                T.serial(0, c.const(CHUNK // block)) as b,
+            ):
+                scale = T.bind(simd.load(scales, [b, part * LANES], LANES))
+                with T.serial(0, c.const(block // 2)) as i:
+                    p = T.bind(b * (block // 2) + i)
+                    pairs = T.bind(simd.load(codes, [p, part * LANES], LANES))
+                    at = [part, chunk * (CHUNK // 2) + p, c.const(0)]
+                    simd.store(panel, at, _scaled(pairs, scale), LANES)
+
+
+def _scaled(pairs: ir.Expr, scale: ir.Expr) -> ir.Expr:
+    """Pairs of int16 times a float32 scale, as pairs of bfloat16."""
+    shift = simd.splat(tirx.IntImm("int32", 16), LANES)
+    low, high = (pairs << shift) >> shift, pairs >> shift
+    return bf16.woven(*(half.astype(f"float32x{LANES}") * scale for half in (low, high)))
 
 
 def _squares(c: Contraction, depth: int, body: Callable[[ir.Expr, int], None]) -> None:

@@ -11,8 +11,9 @@ from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction, find
-from . import awq_gemv, bf16_gemm, group4_gemv, simd
+from . import amx, awq_gemv, bf16_gemm, group4_gemv, simd
 from .awq import AwqWeight
+from .bf16_panels import CodePanels, FloatPanels
 from .evaluated import EvaluatedWeight
 from .float_gemv import FEW, emit_float_gemv
 from .gemm import Tiles, emit_gemm
@@ -21,7 +22,8 @@ from .int16_gemm import emit_int16_gemm
 
 LAYOUTS = (AwqWeight, GroupWeight, EvaluatedWeight)
 Weight = AwqWeight | GroupWeight | EvaluatedWeight
-Kernels = list[tuple[int | None, Callable[[], None]]]
+Emit = Callable[[], None]
+Kernels = list[tuple[int | None, Emit]]
 
 
 class Linear:
@@ -57,19 +59,39 @@ def _kernels(c: Contraction, weight: Weight, target: Target, lanes: int) -> Kern
     """Kernels with the largest number of rows that each is for, `None` for any."""
     if isinstance(weight, AwqWeight) and awq_gemv.applies(c, weight, target, lanes):
         awq = partial(awq_gemv.emit_awq_gemv, c, weight, target, lanes)
-        gemm = partial(emit_int16_gemm, c, weight, target, lanes)
+        gemm = _four_bit_gemm(c, weight, target, lanes)
         return [(1, partial(awq, 1)), (FEW, partial(awq, FEW)), (None, gemm)]
     if isinstance(weight, GroupWeight):
         group = partial(group4_gemv.emit_group4_gemv, c, weight, target, lanes)
         decode: Kernels = [(1, partial(group, 1)), (FEW, partial(group, FEW))]
-        gemm = partial(emit_int16_gemm, c, weight, target, lanes)
+        gemm = _four_bit_gemm(c, weight, target, lanes)
         return [*(decode if group4_gemv.applies(c, weight) else []), (None, gemm)]
-    many = partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
-    if isinstance(weight, EvaluatedWeight) and bf16_gemm.applies(c, weight, target):
-        many = partial(bf16_gemm.emit_vdpbf16, c, weight)
+    many = _float_gemm(c, weight, target, lanes)
     if isinstance(weight, EvaluatedWeight) and weight.nk:
         return [(FEW, partial(emit_float_gemv, c, weight, target, lanes)), (None, many)]
     return [(None, many)]
+
+
+def _four_bit_gemm(
+    c: Contraction, weight: AwqWeight | GroupWeight, target: Target, lanes: int
+) -> Emit:
+    """int16 pairs, or tiles where they may be used."""
+    gemm = partial(emit_int16_gemm, c, weight, target, lanes)
+    if amx.available(target) and CodePanels.fits(c, weight):
+        return partial(amx.emit_if_permitted, c, CodePanels(c, weight), gemm)
+    return gemm
+
+
+def _float_gemm(
+    c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target, lanes: int
+) -> Emit:
+    """float32, or bfloat16 where the model's own arithmetic is no better."""
+    if not isinstance(weight, EvaluatedWeight) or not bf16_gemm.applies(c, weight, target):
+        return partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
+    gemm = partial(bf16_gemm.emit_vdpbf16, c, weight)
+    if amx.available(target):
+        return partial(amx.emit_if_permitted, c, FloatPanels(c, weight), gemm)
+    return gemm
 
 
 def _dispatch(c: Contraction, kernels: Kernels) -> None:
