@@ -50,6 +50,11 @@ def test_awq_groups(m: int, group: int) -> None:
     assert awq(m, 264, 384, group, static=m == 1, out_dtype="float32").error() < INT16_ROWS
 
 
+@pytest.mark.parametrize("m", [1, 5, 40])
+def test_awq_group_of_no_power_of_two(m: int) -> None:
+    assert awq(m, 136, 288, 48, out_dtype="float32").error() < INT16_ROWS
+
+
 @pytest.mark.parametrize(("n", "k"), [(8, 128), (40, 128), (256, 768), (1032, 1152)])
 @pytest.mark.parametrize("static", [True, False])
 def test_awq_decode_shapes(n: int, k: int, static: bool) -> None:
@@ -98,10 +103,10 @@ def test_awq_outlier_in_the_input() -> None:
 
 def _expected_again(layer):  # type: ignore[no-untyped-def]
     import numpy as np
-    from linear_functions import _unpack
+    from linear_functions import AWQ_SHIFTS, _unpack
 
     x, words, zeros, scales = layer.inputs
     group = words.shape[0] // zeros.shape[0]
-    zero = np.repeat(_unpack(zeros), group, axis=0)
+    zero = np.repeat(_unpack(zeros, AWQ_SHIFTS), group, axis=0)
     scale = np.repeat(scales.astype(np.float64), group, axis=0)
-    return x.astype(np.float64) @ ((_unpack(words) - zero) * scale)
+    return x.astype(np.float64) @ ((_unpack(words, AWQ_SHIFTS) - zero) * scale)
