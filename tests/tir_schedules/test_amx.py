@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 
 import amx_emulation
-import ml_dtypes
 import numpy as np
 import pytest
 from amx_emulation import Emulator, amx_target, scheduled
-from linear_functions import AWQ_SHIFTS, TARGET, Layer, awq, build, dense, group4
+from bf16_reference import rounded_awq, rounded_group4
+from linear_functions import TARGET, Layer, awq, build, dense, group4
 
 from mlc_bridge.compiler.target import cpu_features
 from tir_schedules.cpu import bf16
@@ -42,6 +42,7 @@ def test_before_and_after() -> None:
 def test_float16_and_float32_stay_exact() -> None:
     for dtype in ("float16", "float32"):
         assert "tdpbf16ps" not in scheduled(dense(40, 256, 256, dtype).func).script()
+    assert "tdpbf16ps" not in scheduled(awq(40, 256, 256, 128, "float32").func).script()
 
 
 BOTH = [dense(40, 128, 128, "bfloat16"), awq(40, 128, 128, 128)]
@@ -109,10 +110,7 @@ def test_rows_known_at_compile_time(emulator: Emulator) -> None:
 def test_awq(emulator: Emulator, m: int, n: int, k: int, group: int) -> None:
     layer = awq(m, n, k, group, out_dtype="float32")
     assert emulator.error(layer) < FOUR_BIT
-    x, words, zeros, scales = layer.inputs
-    code, zero = (nibbles(w, AWQ_SHIFTS) for w in (words, zeros))
-    weight = (code - np.repeat(zero, group, axis=0)) * np.repeat(scales, group, axis=0)
-    layer.expected = in_bfloat16(x) @ in_bfloat16(weight)
+    layer.expected = rounded_awq(layer)
     assert emulator.error(layer) < EXACT
 
 
@@ -127,16 +125,5 @@ def test_awq(emulator: Emulator, m: int, n: int, k: int, group: int) -> None:
 def test_group4(emulator: Emulator, n: int, k: int, group: int, nk: bool, dtype: str) -> None:
     layer = group4(40, n, k, group, nk, dtype, out_dtype="float32")
     assert emulator.error(layer) < FOUR_BIT
-    words, scales = (a if nk else a.T for a in layer.inputs[1:])
-    code = nibbles(words, np.arange(0, 32, 4, dtype=np.uint32))
-    weight = (code - 7) * np.repeat(scales.astype(np.float32), group, axis=1)
-    layer.expected = in_bfloat16(layer.inputs[0]) @ in_bfloat16(weight).T
+    layer.expected = rounded_group4(layer, nk)
     assert emulator.error(layer) < EXACT
-
-
-def nibbles(words: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    return ((words[:, :, None] >> shifts) & 15).reshape(len(words), -1).astype(np.float32)
-
-
-def in_bfloat16(a: np.ndarray) -> np.ndarray:
-    return a.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from linear_functions import TARGET, build, dense
+from bf16_reference import rounded_group4
+from linear_functions import TARGET, build, dense, group4
 from tvm import tirx
 
 from tir_schedules.cpu import bf16
@@ -68,6 +69,16 @@ def test_epilogues_are_fused(static: bool, epilogue: str) -> None:
 def test_kn() -> None:
     layer = dense(19, 136, 77, "bfloat16", nk=False, out_dtype="float32")
     assert "bf16_dot" in after(layer.func)
+    assert layer.error() < EXACT
+
+
+@here
+@pytest.mark.parametrize(("n", "nk"), [(200, True), (132, False)])
+def test_four_bits_of_a_bfloat16_model(n: int, nk: bool) -> None:
+    """W as the model's own expression makes it: a bfloat16."""
+    layer = group4(40, n, 640, 32, nk, "bfloat16", out_dtype="float32")
+    assert "bf16_dot" in after(layer.func)
+    layer.expected = rounded_group4(layer, nk)
     assert layer.error() < EXACT
 
 

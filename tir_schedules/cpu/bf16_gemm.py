@@ -4,7 +4,7 @@
     for every 128 columns and every block of rows, in parallel:
         for every stretch of k:
             panel[k / 2, columns] = pairs of W in bfloat16                              L2
-            for every strip of columns, every tile of rows:
+            for every tile of rows, every strip of columns:
                 acc[row, column] = sum[row, column] + products of pairs                 registers
                 sum[row, column] = acc                                                  L2
         out = finish(sum)
@@ -30,8 +30,7 @@ from tvm.tirx.script.builder import ir as T
 from ..contraction import Contraction
 from . import bf16, simd
 from .bf16 import LANES, RUN
-from .bf16_panels import COLUMNS, BfloatRows, FloatPanels, Panels
-from .evaluated import EvaluatedWeight
+from .bf16_panels import COLUMNS, BfloatRows, Panels
 
 
 class Kernel(Protocol):
@@ -62,15 +61,9 @@ class Stretch:
     squares: int
 
 
-def applies(c: Contraction, weight: EvaluatedWeight, target: Target) -> bool:
-    """True where x and W are bfloat16 and the target multiplies them."""
-    kinds = {c.x_dtype, str(c.weight.ty)}
-    return kinds == {"bfloat16"} and bf16.available(target) and (weight.nk or c.n >= COLUMNS)
-
-
-def emit_vdpbf16(c: Contraction, weight: EvaluatedWeight) -> None:
-    """Emit the layer with vdpbf16ps at the builder's current place."""
-    emit_bf16_gemm(c, FloatPanels(c, weight), VectorKernel())
+def applies(c: Contraction, target: Target) -> bool:
+    """True where the model computes x and W in bfloat16 and the target multiplies them."""
+    return {c.x_dtype, str(c.weight.ty)} == {"bfloat16"} and bf16.available(target)
 
 
 def emit_bf16_gemm(c: Contraction, weight: Panels, kernel: Kernel) -> None:
@@ -110,7 +103,7 @@ def _task(
     def stretch(k0: ir.Expr, inside: int) -> None:
         weight.pack(panel, n0, columns, k0, inside)
         s = Stretch(c, x, panel, sums, r0, k0, -(-inside // RUN))
-        with T.serial(0, c.const(strips)) as j, T.serial(0, tiles) as i:
+        with T.serial(0, tiles) as i, T.serial(0, c.const(strips)) as j:
             kernel.tile(s, T.bind(i * kernel.row_tile), T.bind(j * (kernel.strip // LANES)))
 
     whole, left = divmod(c.k, depth)

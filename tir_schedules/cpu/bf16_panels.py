@@ -88,6 +88,11 @@ class FloatPanels:
     c: Contraction
     weight: EvaluatedWeight
 
+    @staticmethod
+    def fits(c: Contraction, weight: EvaluatedWeight) -> bool:
+        """Rows of n are read 128 columns at a time."""
+        return weight.nk or c.n >= COLUMNS
+
     @property
     def pairing(self) -> Callable[[int], Pairing]:
         """Neighbours along k."""

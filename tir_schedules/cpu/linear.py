@@ -13,7 +13,8 @@ from tvm.tirx.script.builder import ir as T
 from ..contraction import Contraction, find
 from . import amx, awq_gemv, bf16_gemm, group4_gemv, simd
 from .awq import AwqWeight
-from .bf16_panels import CodePanels, FloatPanels
+from .bf16_gemm import VectorKernel, emit_bf16_gemm
+from .bf16_panels import CodePanels, FloatPanels, Panels
 from .evaluated import EvaluatedWeight
 from .float_gemv import FEW, emit_float_gemv
 from .gemm import Tiles, emit_gemm
@@ -75,23 +76,32 @@ def _kernels(c: Contraction, weight: Weight, target: Target, lanes: int) -> Kern
 def _four_bit_gemm(
     c: Contraction, weight: AwqWeight | GroupWeight, target: Target, lanes: int
 ) -> Emit:
-    """int16 pairs, or tiles where they may be used."""
+    """int16 pairs, or bfloat16."""
     gemm = partial(emit_int16_gemm, c, weight, target, lanes)
-    if amx.available(target) and CodePanels.fits(c, weight):
-        return partial(amx.emit_if_permitted, c, CodePanels(c, weight), gemm)
-    return gemm
+    if not CodePanels.fits(c, weight):
+        return gemm
+    return _in_bfloat16(c, CodePanels(c, weight), target, gemm, c.x_dtype == "float16")
 
 
 def _float_gemm(
     c: Contraction, weight: AwqWeight | EvaluatedWeight, target: Target, lanes: int
 ) -> Emit:
-    """float32, or bfloat16 where the model's own arithmetic is no better."""
-    if not isinstance(weight, EvaluatedWeight) or not bf16_gemm.applies(c, weight, target):
-        return partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
-    gemm = partial(bf16_gemm.emit_vdpbf16, c, weight)
-    if amx.available(target):
-        return partial(amx.emit_if_permitted, c, FloatPanels(c, weight), gemm)
-    return gemm
+    """float32, or bfloat16."""
+    gemm = partial(emit_gemm, c, weight, Tiles.choose(c, weight.k_step, lanes))
+    if not isinstance(weight, EvaluatedWeight) or not FloatPanels.fits(c, weight):
+        return gemm
+    return _in_bfloat16(c, FloatPanels(c, weight), target, gemm, False)
+
+
+def _in_bfloat16(
+    c: Contraction, weight: Panels, target: Target, otherwise: Emit, tiles_may_round: bool
+) -> Emit:
+    """bfloat16 where the model's arithmetic is no better; with AMX it is worth a small loss."""
+    exact = bf16_gemm.applies(c, target)
+    best = partial(emit_bf16_gemm, c, weight, VectorKernel()) if exact else otherwise
+    if amx.available(target) and (exact or tiles_may_round):
+        return partial(amx.emit_if_permitted, c, weight, best)
+    return best
 
 
 def _dispatch(c: Contraction, kernels: Kernels) -> None:
