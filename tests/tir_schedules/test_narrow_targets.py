@@ -1,4 +1,4 @@
-"""Linear layers as older machines run them: AVX2 alone, and AVX-512 without VNNI.
+"""Linear layers as other machines run them: AVX2 alone, AVX-512 without VNNI, more cores.
 
 Code for fewer features runs on this machine too, so the numbers are checked and not only compiled.
 """
@@ -10,6 +10,7 @@ from linear_functions import awq, dense, group4
 from tvm.target import Target
 
 from mlc_bridge.compiler.target import cpu_features, host_options
+from tir_schedules.cpu.awq_gemv import Split
 
 INT16_ROWS = 5e-5
 AVX2 = ["+avx2", "+fma", "+f16c"]
@@ -30,3 +31,22 @@ def test_older_machines(features: list[str], m: int) -> None:
     assert awq(m, 264, 384, 128, out_dtype="float32").error(target) < INT16_ROWS
     assert group4(m, 136, 384, 32, out_dtype="float32").error(target) < INT16_ROWS
     assert dense(m, 72, 264, "float16", out_dtype="float32").error(target) < 3e-6
+
+
+@pytest.mark.parametrize("cores", [1, 5, 96])
+@pytest.mark.parametrize("m", [1, 3])
+def test_any_number_of_cores(cores: int, m: int) -> None:
+    target = Target({**host_options(), "num-cores": cores})
+    assert awq(m, 1032, 1152, 128, out_dtype="float32").error(target) < INT16_ROWS
+
+
+@pytest.mark.parametrize("blocks", [1, 7, 16, 43])
+@pytest.mark.parametrize("vectors", [1, 16, 172])
+@pytest.mark.parametrize("tasks", [1, 2, 12, 64])
+def test_split_covers_the_layer(blocks: int, vectors: int, tasks: int) -> None:
+    split = Split.choose(blocks, vectors, tasks, widest=32)
+    assert split.deep * split.blocks >= blocks
+    assert split.wide * split.vectors >= vectors
+    assert split.vectors <= 32
+    work = -(-split.deep * split.wide // tasks) * split.blocks * split.vectors
+    assert work * tasks <= 2 * blocks * vectors or work <= max(blocks, vectors)

@@ -137,7 +137,7 @@ class _Task:
         with T.serial(0, c.const(self.x.block // DEEP)) as j:
             k0 = T.bind(b * self.x.block + j * DEEP)
             steps = range(0, DEEP, weave.step)
-            operands = [weave.operands(self.x, zero, k0 + step) for step in steps]
+            operands = [self._operands(zero, k0 + step) for step in steps]
             with T.serial(0, count) as v:
                 word = T.bind(_word(c, first + v, lanes))
                 for i in range(DEEP):
@@ -159,7 +159,9 @@ class _Task:
             each = CODES // weave.digits
             for part in range(weave.digits):
                 planes = range(part * each, (part + 1) * each)
-                add(deep, zero, part, [simd.load(acc, [v * CODES + i, zero], lanes) for i in planes])
+                add(
+                    deep, zero, part, [simd.load(acc, [v * CODES + i, zero], lanes) for i in planes]
+                )
 
     def _several_rows(self, deep: ir.Expr, b: ir.Expr, first: ir.Expr, count: ir.Expr) -> None:
         """One block of k, unpacked for one vector of words, then tiles of rows in registers."""
@@ -194,7 +196,7 @@ class _Task:
         # no prefetch in this loop: beside one, LLVM keeps the sums in memory
         with T.serial(0, self.c.const(self.x.block // weave.step)) as p:
             k = T.bind(b * self.x.block + p * weave.step)
-            operands = [weave.operands(self.x, r, k) for r in rows]
+            operands = [self._operands(r, k) for r in rows]
             for i in range(each):
                 at = [p * CODES + part * each + i, self.c.const(0)]
                 codes = T.bind(simd.load(unpacked, at, self.lanes))
@@ -210,6 +212,9 @@ class _Task:
             ]
             for r in range(len(rows))
         ]
+
+    def _operands(self, r: ir.Expr, k: ir.Expr) -> list[ir.Expr]:
+        return [T.bind(x) for x in self.x.operands(r, k)]
 
     def _ahead(self, b: ir.Expr, v: ir.Expr, first: ir.Expr, count: ir.Expr) -> None:
         """Prefetch `count` vectors of words from `first` on of some rows of block b.

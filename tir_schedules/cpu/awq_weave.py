@@ -3,7 +3,7 @@
 A word holds eight channels of ONE k, multiply-add instructions sum over neighbours in k: rows of
 words must be interleaved first, in registers.
 
-`Pairs` (vpmaddwd, or vpdpwssd): two rows k and k + 1 become int16 pairs, 25 instructions for 128
+`Pairs` (vpmaddwd): two rows k and k + 1 become int16 pairs, 25 instructions for 128
 bytes of words:
 
     low[c]  = (w[k, c] & 0xffff) | (w[k + 1, c] << 16)      nibbles at shifts 0 4 8 12
@@ -24,65 +24,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from tvm import ir, tirx
 from tvm.target import Target
-
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from . import simd
 from .awq import CODES, AwqWeight
-from .int16_rows import DigitRows, PairRows, QuantizedRows
+from .int16_rows import DigitRows, PairRows
 
 Sums = list[ir.Expr]  # one int32 vector for every digit of x
 LANE = 4  # int32 in 128 bits
 
 
-class Weave(Protocol):
-    """How `step` rows of words meet x."""
-
-    weight: AwqWeight
-    lanes: int
-
-    @property
-    def step(self) -> int:
-        """Rows of words that are multiplied at once."""
-
-    @property
-    def digits(self) -> int:
-        """Sums that make one product; the planes come in as many parts."""
-
-    def rows(self, c: Contraction, most: int) -> QuantizedRows:
-        """Buffers for x."""
-
-    def operands(self, x: QuantizedRows, r: ir.Expr, k: ir.Expr) -> list[ir.Expr]:
-        """x[r, k ... k + step - 1] in every lane, digit by digit."""
-
-    def planes(self, k: ir.Expr, word: ir.Expr) -> list[ir.Expr]:
-        """Codes of rows k ... k + step - 1, one vector for each nibble of the words."""
-
-    def dot(self, sums: Sums, codes: ir.Expr, x: Sequence[ir.Expr]) -> Sums:
-        """sums + codes * x, digit by digit."""
-
-    def merge(self, sums: Sums) -> ir.Expr:
-        """The digits' sums as one."""
-
-    def natural(self, planes: list[ir.Expr], part: int) -> list[tuple[int, ir.Expr]]:
-        """Sums of one part of the planes as (m, channels m * lanes ... of the vector of words)."""
-
-
-def choose(weight: AwqWeight, target: Target, lanes: int) -> Weave:
-    """The best that the target can do."""
-    if lanes == 16 and simd.has(target, "avx512vnni"):
-        return Quads(weight, lanes)
-    return Pairs(weight, lanes)
-
-
 @dataclass(frozen=True)
 class Pairs:
-    """Two rows, one digit of 16 bits."""
+    """Two rows, one digit of 16 bits.
+
+    `step`: rows of words that are multiplied at once. `digits`: sums that make one product; the
+    planes come in as many parts.
+    """
 
     weight: AwqWeight
     lanes: int
@@ -90,29 +52,25 @@ class Pairs:
     digits: int = 1
 
     def rows(self, c: Contraction, most: int) -> PairRows:
-        """int16 pairs of neighbours."""
+        """Buffers for x: int16 pairs of neighbours."""
         return PairRows.alloc(c, c.const(most), self.weight.group, self.lanes)
 
-    def operands(self, x: QuantizedRows, r: ir.Expr, k: ir.Expr) -> list[ir.Expr]:
-        """One pair."""
-        assert isinstance(x, PairRows)
-        return [T.bind(x.pair(r, k))]
-
     def planes(self, k: ir.Expr, word: ir.Expr) -> list[ir.Expr]:
-        """Nibble by nibble; odd ones times 16."""
-        rows = [T.bind(simd.load(self.weight.words, [k + i, word], self.lanes)) for i in range(2)]
-        return simd.nibble_pairs(*rows, self.lanes)
+        """Codes of rows k and k + 1, nibble by nibble; odd ones times 16."""
+        words = self.weight.words
+        even, odd = (T.bind(simd.load(words, [k + i, word], self.lanes)) for i in range(2))
+        return simd.nibble_pairs(even, odd, self.lanes)
 
     def dot(self, sums: Sums, codes: ir.Expr, x: Sequence[ir.Expr]) -> Sums:
-        """Two products a lane."""
+        """sums + codes * x: two products a lane."""
         return [T.bind(simd.dot_pairs(sums[0], codes, x[0], self.lanes, vnni=False))]
 
     def merge(self, sums: Sums) -> ir.Expr:
-        """There is one."""
+        """The digits' sums as one: there is one."""
         return sums[0]
 
     def natural(self, planes: list[ir.Expr], part: int) -> list[tuple[int, ir.Expr]]:
-        """All of them."""
+        """Sums of one part of the planes as (m, channel vector m of the vector of words): all."""
         vectors = simd.interleave(self.weight.planes(planes, self.lanes), self.lanes)
         return list(enumerate(vectors))
 
@@ -127,16 +85,11 @@ class Quads:
     digits: int = 2
 
     def rows(self, c: Contraction, most: int) -> DigitRows:
-        """Two arrays of bytes."""
+        """Buffers for x: two arrays of bytes."""
         return DigitRows.alloc(c, c.const(most), self.weight.group, self.lanes)
 
-    def operands(self, x: QuantizedRows, r: ir.Expr, k: ir.Expr) -> list[ir.Expr]:
-        """Four high and four low digits."""
-        assert isinstance(x, DigitRows)
-        return [T.bind(quad) for quad in x.quads(r, k)]
-
     def planes(self, k: ir.Expr, word: ir.Expr) -> list[ir.Expr]:
-        """Vector by vector of the transposed bytes, low nibbles before high ones."""
+        """Codes of rows k ... k + 3, by transposed vectors, low nibbles before high ones."""
         rows = [T.bind(simd.load(self.weight.words, [k + i, word], self.lanes)) for i in range(4)]
         masks = [simd.splat(tirx.IntImm("uint32", m), self.lanes) for m in (0x0F0F0F0F, 0xF0F0F0F0)]
         return [
@@ -146,7 +99,7 @@ class Quads:
         ]
 
     def dot(self, sums: Sums, codes: ir.Expr, x: Sequence[ir.Expr]) -> Sums:
-        """Four products a lane and digit."""
+        """sums + codes * x, digit by digit: four products a lane."""
         return [
             T.bind(simd.dot_quads(total, codes, digit, self.lanes))
             for total, digit in zip(sums, x, strict=True)
@@ -160,9 +113,7 @@ class Quads:
         """Planes of the transposed vectors 2 * part and 2 * part + 1, words v and v + 1 of each
         128-bit lane L, give the channel vectors m = 2L + part."""
         four = simd.splat(tirx.IntImm("int32", 4), self.lanes)
-        low0, high0, low1, high1 = (
-            T.bind(p >> four) if i % 2 else p for i, p in enumerate(planes)
-        )
+        low0, high0, low1, high1 = (T.bind(p >> four) if i % 2 else p for i, p in enumerate(planes))
         nibbles = [shift // 4 for shift in self.weight.shifts]
         pick = [n // 2 + self.lanes * (n % 2) for n in nibbles]
         out = []
@@ -176,3 +127,13 @@ class Quads:
                 both = [*own, *(self.lanes + i for i in own)]
                 out.append((2 * (lane + half) + part, T.bind(simd.shuffle([first, second], both))))
         return out
+
+
+Weave = Pairs | Quads
+
+
+def choose(weight: AwqWeight, target: Target, lanes: int) -> Weave:
+    """The best that the target can do."""
+    if lanes == 16 and simd.has(target, "avx512vnni"):
+        return Quads(weight, lanes)
+    return Pairs(weight, lanes)

@@ -68,6 +68,10 @@ class QuantizedRows:
         """Store one run of xq, int32 lanes in natural order, from column k on."""
         raise NotImplementedError
 
+    def operands(self, r: ir.Expr, k: ir.Expr) -> list[ir.Expr]:
+        """x[r] from column k on in every lane, digit by digit."""
+        raise NotImplementedError
+
     def fill(self, c: Contraction, rows: ir.Expr, parallel: bool) -> None:
         """Quantize x[0 ... rows - 1]."""
         with simd.loop(parallel, rows) as r:
@@ -161,6 +165,10 @@ class PairRows(QuantizedRows):
             high = simd.shuffle(whole, [pair[1] for pair in pairing[p : p + lanes]])
             simd.store(self.pairs, [r, k // 2 + p], simd.pair_of(low, high, lanes), lanes)
 
+    def operands(self, r: ir.Expr, k: ir.Expr) -> list[ir.Expr]:
+        """One pair."""
+        return [self.pair(r, k)]
+
     def pair(self, r: ir.Expr, k: ir.Expr) -> ir.Expr:
         """Pair k / 2 in every lane; k is even."""
         return simd.splat(tirx.BufferLoad(self.pairs, [r, k // 2]), self.lanes)
@@ -192,8 +200,8 @@ class DigitRows(QuantizedRows):
         low = whole[0] - (high << byte)
         simd.store(self.low, [r, k], low.astype(f"int8x{lanes}"), lanes)
 
-    def quads(self, r: ir.Expr, k: ir.Expr) -> list[ir.Expr]:
-        """High and low digits of columns k ... k + 3 in every lane."""
+    def operands(self, r: ir.Expr, k: ir.Expr) -> list[ir.Expr]:
+        """High and low digits of four columns."""
         words = [tirx.reinterpret("int32", simd.load(d, [r, k], 4)) for d in (self.high, self.low)]
         return [simd.splat(word, self.lanes) for word in words]
 
