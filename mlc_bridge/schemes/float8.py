@@ -89,16 +89,25 @@ class Float8:
         subnormals included. CUDA has an instruction for it.
         """
         from tvm import tirx
-        from tvm.target import Target
 
-        target = Target.current(allow_none=True)
-        if target is not None and target.kind.name == "cuda":
+        if on_cuda():
             return code.astype(dtype)
         byte = tirx.reinterpret("uint8", code).astype("uint32")
         size = (byte & _u32(0x7F)) << _u32(23 - self.mantissa)
         bits = ((byte & _u32(0x80)) << _u32(24)) | size
         exact = tirx.reinterpret("float32", bits) * _f32(2.0 ** (127 - self.bias))
         return exact if dtype == "float32" else exact.astype(dtype)
+
+
+def on_cuda(oldest: int = 0) -> bool:
+    """Whether the current target is CUDA, of architecture sm_`oldest` or newer."""
+    from tvm.target import Target
+
+    target = Target.current(allow_none=True)
+    if target is None or target.kind.name != "cuda":
+        return False
+    arch = "".join(filter(str.isdigit, str(target.attrs.get("arch", ""))))
+    return int(arch or 0) >= oldest
 
 
 def _f32(value: float) -> Expr:

@@ -33,7 +33,7 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray
 from mlc_bridge.qtensor import QTensor
-from mlc_bridge.schemes.float8 import E4M3, E5M2, Float8
+from mlc_bridge.schemes.float8 import E4M3, E5M2, Float8, on_cuda
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul
 from mlc_bridge.schemes.scheme import Role, Spec
 
@@ -171,10 +171,13 @@ class PerTensor:
         from tvm import te
         from tvm.relax.frontend.nn import op
 
+        # one byte where the machine converts it; else the model's type, which holds it as well
+        stored = self.float8.name if on_cuda(oldest=89) else x.dtype
+
         def quantize_x(x: te.Tensor, *scale: te.Tensor) -> te.Tensor:
             def code(*i: Any) -> Any:
                 value = x(*i).astype("float32")
-                return self.float8.rounded(value / scale[0][0] if scale else value).astype(x.dtype)
+                return self.float8.rounded(value / scale[0][0] if scale else value).astype(stored)
 
             return te.compute(x.shape, code, name="quantize_x")
 

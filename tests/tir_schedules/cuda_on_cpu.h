@@ -19,13 +19,15 @@
 #include <utility>
 #include <vector>
 
-#define __CUDACC_VER_MAJOR__ 13
 #define __device__
 #define __host__
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
+
+using uint = unsigned;
+using uchar = unsigned char;
 
 // -- types ------------------------------------------------------------------------------------
 
@@ -68,11 +70,11 @@ inline float value_small(uint32_t code, bool infinite) {
 
 #define FLOAT_TYPE(NAME, WORD, E, M, INFINITE, LARGEST)                                       \
   struct NAME {                                                                               \
-    WORD bits;                                                                                \
+    WORD __x;                                                                                 \
     NAME() = default;                                                                         \
     template <typename T> explicit NAME(T v)                                                  \
-        : bits(round_small<E, M>((float)v, INFINITE, LARGEST)) {}                             \
-    operator float() const { return value_small<E, M>(bits, INFINITE); }                      \
+        : __x(round_small<E, M>((float)v, INFINITE, LARGEST)) {}                              \
+    operator float() const { return value_small<E, M>(__x, INFINITE); }                       \
   };                                                                                          \
   inline NAME operator+(NAME a, NAME b) { return NAME((float)a + (float)b); }                 \
   inline NAME operator-(NAME a, NAME b) { return NAME((float)a - (float)b); }                 \
@@ -95,19 +97,13 @@ using __nv_bfloat16 = nv_bfloat16;
 using nv_bfloat162 = Pair<nv_bfloat16>;
 using __nv_bfloat162 = nv_bfloat162;
 
-template <typename T> bool __hgt(T a, T b) { return (float)a > (float)b; }
-template <typename T> bool __hlt(T a, T b) { return (float)a < (float)b; }
 template <typename T> Pair<T> __hsub2(Pair<T> a, Pair<T> b) {
   return {a.x - b.x, a.y - b.y};
 }
 template <typename T> Pair<T> __hmul2(Pair<T> a, Pair<T> b) {
   return {a.x * b.x, a.y * b.y};
 }
-inline float __half2float(half h) { return h; }
-inline half __float2half(float f) { return half(f); }
 inline half __float2half_rn(float f) { return half(f); }
-inline float __bfloat162float(nv_bfloat16 h) { return h; }
-inline nv_bfloat16 __float2bfloat16(float f) { return nv_bfloat16(f); }
 inline nv_bfloat16 __float2bfloat16_rn(float f) { return nv_bfloat16(f); }
 
 template <typename T> std::enable_if_t<std::is_arithmetic_v<T>, T> min(T a, T b) { return b < a ? b : a; }

@@ -25,6 +25,9 @@ from tir_schedules.expression import rebuild
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
 HEADER = Path(__file__).with_suffix(".h")
+PRELUDE = (
+    "#define ushort unsigned short\n#endif\n"  # the end of what TVM prints before every kernel
+)
 FUNCTION = re.compile(r"__device__ __forceinline__ [\w ]+? (\w+)\(.*?\) \{\n.*?\n\}\n", re.DOTALL)
 KERNEL = re.compile(r'^extern "C" __global__ void __launch_bounds__\(\d+\) (\w+)\((.*)\) \{$', re.M)
 
@@ -40,7 +43,8 @@ def schedule(func: tirx.PrimFunc, target: tvm.target.Target) -> tvm.IRModule:
 
 
 def cuda_source(module: tvm.IRModule, target: tvm.target.Target) -> str:
-    library = tvm.compile(module, target=target)
+    with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):  # as models are compiled
+        library = tvm.compile(module, target=target)
     (device,) = getattr(library, "mod", library).imports
     return str(device.inspect_source())
 
@@ -55,14 +59,14 @@ class Program:
             (name, [p.split()[-1] for p in parameters.split(", ")])
             for name, parameters in KERNEL.findall(source)
         ]
-        self.library = _compile(source, KERNEL.findall(source), folder)
+        self.library = _compile(source, KERNEL.findall(source), folder, target)
 
     def run(self, arrays: list[np.ndarray], rows: int, backwards: bool = False) -> None:
         """Run on the function's arguments, `rows` being its one symbolic size if it has any."""
         buffers = list(self.func.params)
         named = {f"{b.name}_ptr": a for b, a in zip(buffers, arrays, strict=True)}
         sizes = {v: rows for b in buffers for v in b.shape if isinstance(v, tirx.Var)}
-        _Host(self, named, sizes, rows, backwards).walk(self.func.body)
+        _Host(self, named, sizes, backwards).walk(self.func.body)
 
 
 class _Host:
@@ -73,12 +77,12 @@ class _Host:
         program: Program,
         named: dict[str, np.ndarray],
         sizes: dict,
-        rows: int,
         backwards: bool,
     ) -> None:
         self.program, self.named, self.sizes = program, named, sizes
-        self.rows, self.backwards, self.number = rows, backwards, 0
+        self.backwards, self.number = backwards, 0
         self.workspace = np.zeros(0, np.float32)
+        self.numbers = {v.name: n for v, n in sizes.items()}
 
     def walk(self, s: Any, taken: bool = True) -> None:
         kind = type(s).__name__
@@ -109,9 +113,9 @@ class _Host:
         sizes = [extents.get(f"{k}Idx.{a}", 1) for k in ("block", "thread") for a in "xyz"]
         name, parameters = self.program.kernels[number]
         arguments = [
-            ctypes.c_int64(self.rows)
-            if not p.endswith("_ptr")
-            else self.named.get(p, self.workspace).ctypes.data_as(ctypes.c_void_p)
+            self.named.get(p, self.workspace).ctypes.data_as(ctypes.c_void_p)
+            if p.endswith("_ptr")
+            else ctypes.c_int64(self.numbers[p])
             for p in parameters
         ]
         launch = self.program.library[f"launch_{name}"]
@@ -122,9 +126,11 @@ class _Host:
         return int(tvm.sym.Analyzer().simplify(rebuild(e, known)))
 
 
-def _compile(source: str, kernels: list[tuple[str, str]], folder: Path) -> ctypes.CDLL:
+def _compile(
+    source: str, kernels: list[tuple[str, str]], folder: Path, target: tvm.target.Target
+) -> ctypes.CDLL:
+    source = source.split(PRELUDE, 1)[1]
     source = FUNCTION.sub(lambda m: "" if "asm volatile" in m.group(0) else m.group(0), source)
-    source = re.sub(r"#include <cuda.*\n", "", source)
     source = re.sub(r"__shared__ (alignas\(\d+\)) (?!uchar \w+\[\])", r"\1 static ", source)
     source = re.sub(r"extern __shared__ (alignas\(\d+\) )?uchar (\w+)\[\]", _dynamic, source)
     launchers = ""
@@ -140,6 +146,8 @@ def _compile(source: str, kernels: list[tuple[str, str]], folder: Path) -> ctype
     path.write_text(f'#include "{HEADER}"\n{source}\n{launchers}')
     library = path.with_suffix(".so")
     command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing"]
+    arch = "".join(filter(str.isdigit, target.attrs["arch"]))
+    command.append(f"-D__CUDA_ARCH__={arch}0")
     done = subprocess.run([*command, path, "-o", library], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:4000]
     return ctypes.CDLL(str(library))

@@ -6,10 +6,13 @@ a missing barrier would make the two differ.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
 from cuda_on_cpu import COMPILER, Program, cuda_target, schedule
 from linear_functions import Layer, awq, dense, group4, numpy_dtype
 
@@ -109,3 +112,23 @@ def test_other_weights_on_tensor_cores(kind: str, limit: float, rows: int, folde
         else dense(rows, 136, 256, name, order == "nk", epilogue="bias", out_dtype="float32")
     )
     assert error(layer, rows, folder) < limit
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
+def test_float8_sides(arch: str, dtype: str, rows: int, folder: Path) -> None:
+    """As float8 where the machine has the product, else as float16: no difference to see."""
+    layer = dense(rows, 72, 128, dtype, epilogue="bias", out_dtype="float32")
+    assert error(layer, rows, folder, arch) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("weight", ["awq", "dense"])
+def test_input_that_is_computed_on_the_way(weight: str, rows: int, folder: Path) -> None:
+    made = awq(rows, 64, 128, 32) if weight == "awq" else dense(rows, 64, 128, "float16")
+    load = r'"float32", x\[(.*?)\]\)'
+    text, found = re.subn(load, r'"float32", x[\1] + x[\1])', made.func.script())
+    assert found == 1
+    layer = replace(made, func=tvm.script.from_source(text), expected=2 * made.expected)
+    assert error(layer, rows, folder) < 1e-3

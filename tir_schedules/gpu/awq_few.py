@@ -23,13 +23,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tvm import ir, tirx
-from tvm.ir import TensorLoad
 from tvm.tirx.script.builder import ir as T
 
 from ..awq_weight import CODES, AwqLayout
 from ..contraction import Contraction
 from . import warp
 from .awq_pairs import PLANES, plane, twice, weave
+from .panels import runs_along
 
 STEP = 16  # columns k of one mma
 WORDS = 2  # neighbouring words of a lane
@@ -199,9 +199,9 @@ class _Block:
 
     def _load_x(self, to: ir.Expr, r: ir.Expr, k: ir.Expr) -> None:
         """Four neighbours of x; an input that is computed is computed here."""
-        c = self.few.c
-        x = c.x(r, k)
-        if isinstance(x, TensorLoad):
+        c, axis = self.few.c, tirx.Var("k", k.ty)
+        if runs_along(c.x(r, axis), axis, 4):
+            x = c.x(r, k)
             warp.copy(8, to, warp.address(x.source, list(x.indices)))
             return
         values = T.alloc_buffer((4,), c.x_dtype, scope="local")

@@ -2,19 +2,21 @@
 
     out[r0 + i, n0 + j] = finish(sum over tiles of k: X[i, k] * W[k, j])
 
-A block makes `rows` x `columns` outputs, its warps a grid over them. Every step takes 32 columns k
-of x and of the weight into shared memory as half types, dequantized once for all rows of the
-block; `ldmatrix` hands them to `mma.m16n8k16` with float32 sums in registers. Two tiles are under
-way, one barrier a step:
+A block makes `rows` x `columns` outputs, its warps a grid over them. Every step takes 64 bytes of k
+of x and of the weight into shared memory, dequantized once for all rows of the block; `ldmatrix`
+hands them to `mma` with float32 sums in registers. Two tiles are under way, one barrier a step:
 
     wait for x of tile i; barrier            tile i is whole, nobody reads tile i - 1 any more
     start x of tile i + 1 (cp.async, 16 bytes a thread), load raw weights of tile i + 1 to registers
     multiply tile i
     dequantize tile i + 1 into the other half of shared memory
 
-so that both latencies hide behind the products. Rows of shared memory are 8 values longer than
+so that both latencies hide behind the products. Rows of shared memory are 16 bytes longer than
 their content: eight rows at one column then lie in different banks. Rows of x past the last are
-read as zero (cp.async fills), channels past the last repeat it and are not stored.
+read as zero (cp.async fills), channels past the last repeat it; neither is stored.
+
+Both sides are of one type: float16 or bfloat16, what x is; or float8, see `operand`. An input that
+is computed, or stored in another type, takes the road of the weights instead of cp.async.
 """
 
 from __future__ import annotations
@@ -28,29 +30,10 @@ from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from . import warp
+from .panels import EvaluatedPanel, runs_along
+from .tile import Tile
 
-DEPTH = 32  # columns k of a tile
-STEP = 16  # columns k of one mma
-CHUNK = 8  # values of 16 bytes
-PAD = 8
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Outputs of a block and the grid of its warps."""
-
-    rows: int
-    columns: int
-    down: int
-    across: int
-
-    @property
-    def threads(self) -> int:
-        return self.down * self.across * warp.WARP
-
-
-SMALL = Tile(64, 64, 2, 2)
-LARGE = Tile(128, 128, 2, 4)
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
 class Panel(Protocol):
@@ -77,9 +60,22 @@ class Weight(Protocol):
         """The tiles from channel n0 on."""
 
 
-def applies(c: Contraction) -> bool:
-    """True where k is whole tiles and both sides are of one half type."""
-    return c.x_dtype in warp.HALF and c.weight_dtype == c.x_dtype and c.k % DEPTH == 0
+def operand(c: Contraction, capability: int) -> str | None:
+    """The type of both sides in shared memory, or `None` when it would round.
+
+    Two float8 sides are multiplied as float8 only where the instruction is one of the machine's:
+    sm_89 and sm_120. For sm_90 and sm_100 ptxas makes two float16 products of every
+    `mma.m16n8k32.e4m3`, and four conversions in every warp; float16 tiles convert once a block and
+    are as exact, since float8 values are float16 ones and every product fits a float32.
+    """
+    if c.x_dtype in warp.HALF:
+        return c.x_dtype if c.weight_dtype == c.x_dtype else None
+    if c.x_dtype not in FLOAT8:
+        return None
+    plain = isinstance(c.weight, TensorLoad) and str(c.weight.ty) in FLOAT8
+    if plain and str(c.weight.ty) == c.x_dtype and (capability == 89 or capability >= 120):
+        return c.x_dtype
+    return "float16" if plain or c.weight_dtype == "float16" else None
 
 
 def emit_gemm(c: Contraction, weight: Weight, tile: Tile) -> None:
@@ -90,7 +86,17 @@ def emit_gemm(c: Contraction, weight: Weight, tile: Tile) -> None:
         r0, n0 = T.bind(row_block * tile.rows), T.bind(column_block * tile.columns)
         thread = T.bind(w * warp.WARP + lane)
         panel = weight.panel(c, tile, n0, thread)
-        _Block(c, weight, panel, tile, r0, n0, w, lane, thread).run()
+        x_panel = _x_panel(c, tile, r0, thread)
+        _Block(c, weight, panel, x_panel, tile, r0, n0, w, lane, thread).run()
+
+
+def _x_panel(c: Contraction, tile: Tile, r0: ir.Expr, thread: ir.Expr) -> Panel | None:
+    """The road of an input that cannot be copied as it is."""
+    r, k = (tirx.Var(name, r0.ty) for name in "rk")
+    x = c.x(r, k)
+    if str(x.ty) == tile.dtype and runs_along(x, k, tile.chunk):
+        return None
+    return EvaluatedPanel(tile, x, r, k, False, tile.rows, r0, c.rows - 1, thread)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class _Block:
     c: Contraction
     weight: Weight
     panel: Panel
+    x_panel: Panel | None
     tile: Tile
     r0: ir.Expr
     n0: ir.Expr
@@ -113,51 +120,55 @@ class _Block:
     def run(self) -> None:
         c, tile = self.c, self.tile
         down, across = self.squares
-        x = warp.shared((2, tile.rows, DEPTH + PAD), c.x_dtype)
+        x = warp.by_address((2, tile.rows, tile.depth + tile.chunk), tile.dtype, "shared")
         outer, inner = self.panel.shape()
-        w = warp.shared((2, outer, inner + PAD), c.x_dtype)
+        w = warp.by_address((2, outer, inner + tile.chunk), tile.dtype, "shared")
         acc = T.alloc_buffer((down, across, 4), "float32", scope="local")
         for at in self._sums():
             T.buffer_store(acc, tirx.const(0.0, "float32"), at)
         zero = c.const(0)
-        self._fetch_x(x, zero, zero)
-        self.panel.fetch(zero)
-        self.panel.store(w, zero, zero)
-        tiles = c.k // DEPTH
+        self._fetch(x, zero, zero)
+        self._store(x, w, zero, zero)
+        tiles = c.k // tile.depth
         with T.serial(0, c.const(tiles)) as i:
             stage = T.bind(i % 2)
             warp.wait_copies(0)
             warp.barrier()
             with T.If(i + 1 < tiles), T.Then():
-                self._fetch_x(x, 1 - stage, (i + 1) * DEPTH)
-                self.panel.fetch((i + 1) * DEPTH)
+                self._fetch(x, 1 - stage, (i + 1) * tile.depth)
             self._multiply(acc, x, w, stage)
             with T.If(i + 1 < tiles), T.Then():
-                self.panel.store(w, 1 - stage, (i + 1) * DEPTH)
+                self._store(x, w, 1 - stage, (i + 1) * tile.depth)
         self._finish(acc)
+
+    def _fetch(self, x: ir.Var, stage: ir.Expr, k0: ir.Expr) -> None:
+        if self.x_panel is None:
+            self._copy_x(x, stage, k0)
+        else:
+            self.x_panel.fetch(k0)
+        self.panel.fetch(k0)
+
+    def _store(self, x: ir.Var, w: ir.Var, stage: ir.Expr, k0: ir.Expr) -> None:
+        if self.x_panel is not None:
+            self.x_panel.store(x, stage, k0)
+        self.panel.store(w, stage, k0)
 
     def _sums(self) -> list[list[int]]:
         down, across = self.squares
         return [[i, j, e] for i in range(down) for j in range(across) for e in range(4)]
 
-    def _fetch_x(self, x: ir.Var, stage: ir.Expr, k0: ir.Expr) -> None:
-        """Start bringing x[r0 ..., k0 ... k0 + 31] into `x[stage]`."""
+    def _copy_x(self, x: ir.Var, stage: ir.Expr, k0: ir.Expr) -> None:
+        """Start bringing the tile of x that begins at column k0 into `x[stage]`."""
         c, tile = self.c, self.tile
-        chunks = DEPTH // CHUNK
+        chunks = tile.depth // tile.chunk
         for j in range(tile.rows * chunks // tile.threads):
             row = T.bind((self.thread + j * tile.threads) // chunks)
-            column = T.bind(self.thread % chunks * CHUNK)
+            column = T.bind(self.thread % chunks * tile.chunk)
             r = T.bind(self.r0 + row)
-            inside = T.bind(tirx.min(r, c.rows - 1))
-            k = T.bind(k0 + column)
-            value = c.x(inside, k)
-            if isinstance(value, TensorLoad):
-                to = warp.address(x, [stage, row, column])
-                size = tirx.Select(r < c.rows, tirx.IntImm("int32", 16), tirx.IntImm("int32", 0))
-                warp.copy_rest_zero(to, warp.address(value.source, list(value.indices)), size)
-            else:
-                for e in range(CHUNK):
-                    T.buffer_store(x, c.x(inside, k + e), [stage, row, column + e])
+            value = c.x(tirx.min(r, c.rows - 1), k0 + column)
+            to = warp.address(x, [stage, row, column])
+            size = tirx.Select(r < c.rows, tirx.IntImm("int32", 16), tirx.IntImm("int32", 0))
+            warp.copy_rest_zero(to, warp.address(value.source, list(value.indices)), size)
         warp.close_copies()
 
     def _multiply(self, acc: ir.Var, x: ir.Var, w: ir.Var, stage: ir.Expr) -> None:
@@ -167,22 +178,27 @@ class _Block:
         first_column = T.bind(self.warp % tile.across * (across * 8))
         square, line = T.bind(lane // 8), T.bind(lane % 8)
         low, high = T.bind(square % 2 * 8), T.bind(square // 2 * 8)
-        for k in range(0, DEPTH, STEP):
+        unit = tile.unit
+        for k in range(0, tile.depth, tile.step):
             b = T.alloc_buffer((across // 2, 4), "uint32", scope="local")
             for j in range(across // 2):
                 n = first_column + 16 * j
                 # squares 0 and 1 are the two halves of k of one mma, 2 and 3 those of the next
-                at = [k + low + line, n + high] if self.weight.kn else [n + high + line, k + low]
+                at = (
+                    [k + low + line, n + high]
+                    if self.weight.kn
+                    else [n + high + line, k + low * unit]
+                )
                 source = warp.address(w, [stage, *at])
                 warp.load_squares(warp.address(b, [j, 0]), source, transposed=self.weight.kn)
             for i in range(down):
                 a = T.alloc_buffer((4,), "uint32", scope="local")
-                source = warp.address(x, [stage, first_row + 16 * i + low + line, k + high])
+                source = warp.address(x, [stage, first_row + 16 * i + low + line, k + high * unit])
                 warp.load_squares(warp.address(a, [0]), source, transposed=False)
                 left = [a[e] for e in range(4)]
                 for j in range(across):
                     right = [b[j // 2, j % 2 * 2], b[j // 2, j % 2 * 2 + 1]]
-                    warp.mma(self.c.x_dtype, warp.address(acc, [i, j, 0]), left, right)
+                    warp.mma(tile.dtype, warp.address(acc, [i, j, 0]), left, right)
 
     def _finish(self, acc: ir.Var) -> None:
         c, tile = self.c, self.tile

@@ -7,6 +7,7 @@ dynamic `m` costs nothing on the device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from tvm import s_tir, tirx
@@ -18,6 +19,7 @@ from ..awq_weight import AwqLayout
 from ..contraction import Contraction, find
 from . import awq_few, gemm
 from .panels import AwqWords, Evaluated
+from .tile import LARGE, SMALL
 from .warp import compute_capability
 
 Kernels = list[tuple[int | None, Callable[[], None]]]
@@ -28,12 +30,13 @@ class Linear:
 
     def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> s_tir.Schedule | None:
         """Return the layer with a new body, or `None` when it is no layer of ours."""
-        if target.kind.name != "cuda" or compute_capability(target) < 80:
+        capability = compute_capability(target) if target.kind.name == "cuda" else 0
+        if capability < 80:
             return None
         contraction = find(func)
         if contraction is None:
             return None
-        kernels = _kernels(contraction)
+        kernels = _kernels(contraction, capability)
         if not kernels:
             return None
         try:
@@ -47,20 +50,22 @@ class Linear:
         return s_tir.Schedule(func.with_body(body))
 
 
-def _kernels(c: Contraction) -> Kernels:
+def _kernels(c: Contraction, capability: int) -> Kernels:
     """Kernels with the largest number of rows that each is for, `None` for any."""
-    if not gemm.applies(c):
+    dtype = gemm.operand(c, capability)
+    if dtype is None:
         return []
     layout = AwqLayout.match(c)
     few: Kernels = []
     if layout is not None and awq_few.applies(c, layout):
         sizes = (awq_few.ROWS, awq_few.MOST)
         few = [(rows, partial(awq_few.emit_awq_few, c, layout, rows)) for rows in sizes]
-    weight = AwqWords.match(c) or Evaluated.match(c)
-    if weight is None or (c.fixed_rows() == 1 and not few):
+    small, large = (replace(tile, dtype=dtype) for tile in (SMALL, LARGE))
+    weight = AwqWords.match(c, small) or Evaluated.match(c, small)
+    if weight is None or c.k % small.depth or (c.fixed_rows() == 1 and not few):
         return []  # one row of another layout is for TVM's own GEMV rule
     many = partial(gemm.emit_gemm, c, weight)
-    return [*few, (gemm.SMALL.rows, partial(many, gemm.SMALL)), (None, partial(many, gemm.LARGE))]
+    return [*few, (small.rows, partial(many, small)), (None, partial(many, large))]
 
 
 def _dispatch(c: Contraction, kernels: Kernels) -> None:

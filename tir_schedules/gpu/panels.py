@@ -1,20 +1,20 @@
-"""Weights on their way into shared memory, for the tiles of `gemm.py`.
+"""Sides of a product on their way into shared memory, for the tiles of `gemm.py`.
 
 `AwqPanel`: words of `[K, N / 8]` hold eight channels of one k, so a word becomes 16 bytes of a
 tile `[k, n]`: four pairs `(q - z) * s`, the product rounded once to the half type, which is what
 the function itself computes. Zeros and scales are read once a tile.
 
-`EvaluatedPanel`: any other expression, eight neighbours along the axis that is contiguous in
+`EvaluatedPanel`: any other expression, 16 bytes of neighbours along the axis that is contiguous in
 memory, as a tile `[n, k]` or `[k, n]`. Loads that run along that axis (float weights, float8
-codes) are fetched as one vector a step ahead; the rest of the expression is computed on the way
-into shared memory, where the compiler shares the loads of words and scales among the eight.
+codes) are fetched as one vector, and those that stay (words of 4-bit codes, scales of groups) once,
+a step ahead; the rest of the expression is computed on the way into shared memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tvm import DataType, ir, tirx
+from tvm import DataType, ir, sym, tirx
 from tvm.ir import TensorLoad
 from tvm.tirx.script.builder import ir as T
 
@@ -23,23 +23,23 @@ from ..contraction import Contraction
 from ..expression import rebuild, walk
 from . import warp
 from .awq_pairs import pair
-from .gemm import CHUNK, DEPTH, Tile
+from .tile import Tile
 
 PAIRS = CODES // 2
 
 
 @dataclass(frozen=True)
 class AwqWords:
-    """AWQ words, zeros and scales of one half type."""
+    """AWQ words, zeros and scales of the tile's half type."""
 
     layout: AwqLayout
     kn: bool = True
 
     @staticmethod
-    def match(c: Contraction) -> AwqWords | None:
+    def match(c: Contraction, tile: Tile) -> AwqWords | None:
         """AWQ whose groups are whole tiles."""
         layout = AwqLayout.match(c)
-        if layout is None or layout.group % DEPTH or str(layout.scales.dtype) != c.x_dtype:
+        if layout is None or layout.group % tile.depth or str(layout.scales.dtype) != tile.dtype:
             return None
         return AwqWords(layout)
 
@@ -66,13 +66,13 @@ class AwqPanel:
         last = self.c.const(self.c.n // CODES - 1)
         self.column = T.bind(tirx.min(self.n0 // CODES + self.place, last))
         step = self.tile.threads // across
-        self.rows = [T.bind(self.thread // across + r) for r in range(0, DEPTH, step)]
+        self.rows = [T.bind(self.thread // across + r) for r in range(0, self.tile.depth, step)]
         self.words = T.alloc_buffer((len(self.rows),), "uint32", scope="local")
         self.zero = T.alloc_buffer((1,), "uint32", scope="local")
         self.scales = T.alloc_buffer((PAIRS,), "uint32", scope="local")
 
     def shape(self) -> tuple[int, int]:
-        return DEPTH, self.tile.columns
+        return self.tile.depth, self.tile.columns
 
     def fetch(self, k0: ir.Expr) -> None:
         layout = self.layout
@@ -84,7 +84,7 @@ class AwqPanel:
         warp.copy(16, warp.address(self.scales, [0]), source)
 
     def store(self, shared: ir.Var, stage: ir.Expr, k0: ir.Expr) -> None:
-        dtype, shifts = self.c.x_dtype, self.layout.shifts
+        dtype, shifts = self.tile.dtype, self.layout.shifts
         zeros = [
             T.bind(pair(self.zero[0], shifts[2 * p], shifts[2 * p + 1], dtype))
             for p in range(PAIRS)
@@ -106,88 +106,139 @@ class Evaluated:
     kn: bool
 
     @staticmethod
-    def match(c: Contraction) -> Evaluated | None:
+    def match(c: Contraction, tile: Tile) -> Evaluated | None:
         """Any weight in memory whose contiguous axis is whole chunks."""
         loads = [e for e in walk(c.weight) if isinstance(e, TensorLoad)]
         if not loads:
             return None
         largest = max(loads, key=_size)
         kn = not any(v.same_as(c.k_var) for v in walk(list(largest.indices)[-1]))
-        return None if kn and c.n % CHUNK else Evaluated(kn)
+        whole = tile.unit == 1 and c.n % tile.chunk == 0  # 8-bit values cannot be transposed
+        return None if kn and not whole else Evaluated(kn)
 
     def panel(self, c: Contraction, tile: Tile, n0: ir.Expr, thread: ir.Expr) -> EvaluatedPanel:
-        return EvaluatedPanel(c, self.kn, tile, n0, thread)
+        last = c.const(c.n - 1)
+        return EvaluatedPanel(
+            tile, c.weight, c.n_var, c.k_var, self.kn, tile.columns, n0, last, thread
+        )
 
 
 @dataclass
 class EvaluatedPanel:
-    """One thread's chunks of eight values."""
+    """One thread's chunks of an expression in `row` (n, or r of x) and `k`, from row `first` on."""
 
-    c: Contraction
-    kn: bool
     tile: Tile
-    n0: ir.Expr
+    expression: ir.Expr
+    row: ir.Var
+    k: ir.Var
+    kn: bool
+    count: int
+    first: ir.Expr
+    last: ir.Expr
     thread: ir.Expr
 
     def __post_init__(self) -> None:
-        outer, inner = self.shape()
-        chunks, threads = inner // CHUNK, self.tile.threads
-        self.column = T.bind(self.thread % chunks * CHUNK)
-        step = threads // chunks
-        self.rows = [T.bind(self.thread // chunks + r) for r in range(0, outer, step)]
+        (outer, inner), threads = self.shape(), self.tile.threads
+        chunks = inner // self.tile.chunk
+        self.column = T.bind(self.thread % chunks * self.tile.chunk)
+        places = range(0, outer, threads // chunks)
+        self.lines = [T.bind(self.thread // chunks + r) for r in places]
+        count = len(self.lines)
         self.ahead = [
-            (load, T.alloc_buffer((len(self.rows), CHUNK), str(load.ty), scope="local"))
-            for load in self._vectors()
+            (load, width, warp.by_address((count, width), _raw(str(load.ty)), "local"))
+            for load, width in self._loads()
         ]
 
     def shape(self) -> tuple[int, int]:
-        return (DEPTH, self.tile.columns) if self.kn else (self.tile.columns, DEPTH)
+        depth = self.tile.depth
+        return (depth, self.count) if self.kn else (self.count, depth)
 
     def fetch(self, k0: ir.Expr) -> None:
-        for i, row in enumerate(self.rows):
-            n, k = self._point(row, k0)
-            for load, values in self.ahead:
-                at = [rebuild(e, {self.c.n_var: n, self.c.k_var: k}) for e in load.indices]
-                size = DataType(str(load.ty)).bits // 8 * CHUNK
-                warp.copy(size, warp.address(values, [i, 0]), warp.address(load.source, at))
+        for i, line in enumerate(self.lines):
+            point = self._point(line, k0, 0)
+            for load, width, values in self.ahead:
+                at = [rebuild(e, point) for e in load.indices]
+                if width == 1:
+                    T.buffer_store(values, tirx.BufferLoad(load.source, at), [i, 0])
+                else:
+                    size = _bits(load) // 8 * width
+                    warp.copy(size, warp.address(values, [i, 0]), warp.address(load.source, at))
 
     def store(self, shared: ir.Var, stage: ir.Expr, k0: ir.Expr) -> None:
-        c = self.c
-        for i, row in enumerate(self.rows):
-            n, k = self._point(row, k0)
-            values = T.alloc_buffer((CHUNK,), c.x_dtype, scope="local")
-            for e in range(CHUNK):
-                point = {c.n_var: n + e, c.k_var: k} if self.kn else {c.n_var: n, c.k_var: k + e}
+        dtype, chunk = self.tile.dtype, self.tile.chunk
+        for i, line in enumerate(self.lines):
+            to = warp.address(shared, [stage, line, self.column])
+            if self._as_it_is():
+                warp.copy(16, to, warp.address(self.ahead[0][2], [i, 0]))
+                continue
+            values = T.alloc_buffer((chunk,), dtype, scope="local")
+            for e in range(chunk):
 
-                def near(load: TensorLoad, _: list, i: int = i, e: int = e) -> ir.Expr | None:
-                    return next((v[i, e] for a, v in self.ahead if _same(a, load)), None)
+                def fetched(load: TensorLoad, _: list, i: int = i, e: int = e) -> ir.Expr | None:
+                    values = (v[i, e % w] for a, w, v in self.ahead if _same(a, load))
+                    value = next(values, None)
+                    coded = value is not None and value.ty != load.ty
+                    return warp.half_of(str(load.ty), value) if coded else value
 
-                value = rebuild(c.weight, point, near)
-                T.buffer_store(values, value.astype(c.x_dtype), [e])
-            to = warp.address(shared, [stage, row, self.column])
+                value = rebuild(self.expression, self._point(line, k0, e), fetched)
+                T.buffer_store(values, value.astype(dtype), [e])
             warp.copy(16, to, warp.address(values, [0]))
 
-    def _point(self, row: ir.Expr, k0: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
-        """n and k of a chunk; past the last channel it repeats the last chunk or row."""
-        c = self.c
-        if self.kn:
-            return tirx.min(self.n0 + self.column, c.const(c.n - CHUNK)), k0 + row
-        return tirx.min(self.n0 + row, c.const(c.n - 1)), k0 + self.column
+    def _as_it_is(self) -> bool:
+        """True where the expression is one vector load of the tile's type."""
+        e = self.expression
+        whole = isinstance(e, TensorLoad) and str(e.ty) == self.tile.dtype
+        return whole and [width for _, width, _ in self.ahead] == [self.tile.chunk]
 
-    def _vectors(self) -> list[TensorLoad]:
-        """Loads of 1 or 2 byte elements that run along the contiguous axis."""
-        c = self.c
-        along, other = (c.n_var, c.k_var) if self.kn else (c.k_var, c.n_var)
-        found: list[TensorLoad] = []
-        for e in walk(c.weight):
-            if not isinstance(e, TensorLoad) or DataType(str(e.ty)).bits not in (8, 16):
-                continue
-            *lead, last = e.indices
-            whole = getattr(list(e.source.shape)[-1], "value", 1) % CHUNK == 0
-            plain = last.same_as(along) and all(i.same_as(other) for i in lead)
-            if whole and plain and not any(_same(e, f) for f in found):
-                found.append(e)
+    def _point(self, line: ir.Expr, k0: ir.Expr, e: int) -> dict[ir.Var, ir.Expr]:
+        """Row and k of value e of a chunk; past the end the last row, or chunk, comes again."""
+        if self.kn:
+            begin = tirx.min(self.first + self.column, self.last - (self.tile.chunk - 1))
+            return {self.row: begin + e, self.k: k0 + line}
+        return {self.row: tirx.min(self.first + line, self.last), self.k: k0 + self.column + e}
+
+    def _loads(self) -> list[tuple[TensorLoad, int]]:
+        """Loads to fetch ahead and how many values each brings for a chunk."""
+        found: list[tuple[TensorLoad, int]] = []
+        for e in walk(self.expression):
+            if isinstance(e, TensorLoad) and not any(_same(e, f) for f, _ in found):
+                width = self._width(e)
+                found += [(e, width)] if width else []
         return found
+
+    def _width(self, load: TensorLoad) -> int:
+        """A chunk for a load along the contiguous axis, 1 for one that stays, 0 for others."""
+        along, other = (self.row, self.k) if self.kn else (self.k, self.row)
+        chunk = self.tile.chunk
+        if _bits(load) * chunk in (64, 128) and runs_along(load, along, chunk):
+            return chunk
+        analyzer, q = sym.Analyzer(), tirx.Var("q", along.ty)
+        analyzer.bind(q, ir.Range(0, 1 << 20))
+        ends = [
+            [rebuild(i, {along: q * chunk + e, other: other}) for i in load.indices]
+            for e in (0, chunk - 1)
+        ]
+        stays = all(analyzer.can_prove_equal(a, b) for a, b in zip(*ends, strict=True))
+        return 1 if stays else 0
+
+
+def runs_along(e: ir.Expr, axis: ir.Var, count: int) -> bool:
+    """True for a load whose neighbours along `axis` are aligned vectors of `count` in memory."""
+    if not isinstance(e, TensorLoad):
+        return False
+    *lead, last = list(e.indices)
+    line = getattr(list(e.source.shape)[-1], "value", 1)
+    inside = any(v.same_as(axis) for i in lead for v in walk(i))
+    return bool(last.same_as(axis)) and not inside and line % count == 0
+
+
+def _raw(dtype: str) -> str:
+    """The type to keep in registers: TVM makes floats of float8 ones on machines before sm_89."""
+    return "uint8" if dtype.startswith("float8") else dtype
+
+
+def _bits(load: TensorLoad) -> int:
+    return int(DataType(str(load.ty)).bits)
 
 
 def _same(a: TensorLoad, b: TensorLoad) -> bool:

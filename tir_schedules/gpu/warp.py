@@ -24,6 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 WARP = 32
 HALF = ("float16", "bfloat16")
+_SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 
 
 def compute_capability(target: Target) -> int:
@@ -64,13 +65,13 @@ def address(buffer: ir.Var, indices: Sequence[ir.Expr | int]) -> ir.Expr:
     return tirx.address_of(tirx.BufferLoad(buffer, list(indices)))
 
 
-def shared(shape: Sequence[int], dtype: str) -> ir.Var:
-    """A buffer in shared memory, to be used by addresses.
+def by_address(shape: Sequence[int], dtype: str, scope: str) -> ir.Var:
+    """A buffer in "shared" or "local" memory that is used by addresses.
 
     TVM cuts a buffer down to the elements it sees accessed, so it is shown the last one. It does
-    not see accesses through addresses as such: the barriers are ours alone.
+    not see accesses through addresses as such: the barriers of shared memory are ours alone.
     """
-    buffer = T.alloc_buffer(tuple(shape), dtype, scope="shared")
+    buffer = T.alloc_buffer(tuple(shape), dtype, scope=scope)
     ends = (address(buffer, [0] * len(shape)), address(buffer, [e - 1 for e in shape]))
     T.evaluate(_call("whole", "void", "const void* first, const void* last", "", *ends))
     return buffer
@@ -104,9 +105,10 @@ def wait_copies(left: int) -> None:
 
 
 def mma(dtype: str, d: ir.Expr, a: Sequence[ir.Expr], b: Sequence[ir.Expr]) -> None:
-    """d[0 ... 3] += A B, `d` the address of four floats."""
-    short = {"float16": "f16", "bfloat16": "bf16"}[dtype]
-    body = f"""asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.{short}.{short}.f32 "
+    """d[0 ... 3] += A B, `d` the address of four floats; 16 half or 32 float8 columns k."""
+    short = _SHORT[dtype]
+    shape = "m16n8k16" if dtype in HALF else "m16n8k32"
+    body = f"""asm volatile("mma.sync.aligned.{shape}.row.col.f32.{short}.{short}.f32 "
       "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));"""
@@ -137,11 +139,30 @@ def multiply_pair(dtype: str, a: ir.Expr, b: ir.Expr) -> ir.Expr:
     return _pair_operation(dtype, "mul", a, b)
 
 
+def half_of(dtype: str, code: ir.Expr) -> ir.Expr:
+    """The float16 that a float8 code (uint8) stands for; before sm_89 by its bits.
+
+    e5m2 is the upper half of a float16; e4m3 has a mantissa bit more and an exponent 8 smaller.
+    """
+    short = _SHORT[dtype]
+    bits, scale = {
+        "e4m3": ("(code & 0x80) << 8 | (code & 0x7f) << 7", 256),
+        "e5m2": ("code << 8", 1),
+    }[short]
+    body = f"""#if __CUDA_ARCH__ >= 890
+  __nv_fp8_{short} value;
+  value.__x = code;
+  return (half)value;
+#else
+  unsigned short bits = {bits};
+  return *(half*)&bits * (half){scale}.0f;
+#endif"""
+    return _call(f"half_of_{short}", "half", "unsigned char code", body, code)
+
+
 def _pair_operation(dtype: str, name: str, a: ir.Expr, b: ir.Expr) -> ir.Expr:
-    short, vector = {
-        "float16": ("f16", "__half2"),
-        "bfloat16": ("bf16", "__nv_bfloat162"),
-    }[dtype]
+    short = _SHORT[dtype]
+    vector = {"f16": "__half2", "bf16": "__nv_bfloat162"}[short]
     body = f"""{vector} r = __h{name}2(*({vector}*)&a, *({vector}*)&b);
   return *(unsigned int*)&r;"""
     parameters = "unsigned int a, unsigned int b"
@@ -154,5 +175,5 @@ def _asm(line: str) -> str:
 
 def _call(name: str, returns: str, parameters: str, body: str, *arguments: ir.Expr) -> ir.Expr:
     source = f"\n__device__ __forceinline__ {returns} {name}({parameters}) {{\n  {body}\n}}\n"
-    dtype = {"void": "void", "unsigned int": "uint32"}[returns]
+    dtype = {"void": "void", "unsigned int": "uint32", "half": "float16"}[returns]
     return cuda_func_call(name, *arguments, source_code=source, return_type=dtype)
