@@ -58,10 +58,11 @@ def bounds(upper: Mapping[str, int]) -> Pass:
 
 
 def without_tensor_cores() -> Pass:
-    """Keeps TVM's tensor-core rule off the linear layers.
+    """Keeps TVM's tensor-core rule off the linear layers that our own rule leaves to it.
 
     It expects float16 products, ours are float32; TVM 0.27 then fails to tensorize them, and
-    crashes the process while it writes the error.
+    crashes the process while it writes the error. Left to it: k that is no multiple of 32, GPUs
+    before sm_80.
     """
 
     def rewrite(mod: IRModule) -> IRModule:

@@ -1,0 +1,57 @@
+"""CUDA kernels of every layer compile for every architecture we name, without spilled registers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import tvm
+from cuda_on_cpu import cuda_source, cuda_target
+from linear_functions import awq, dense, group4
+from tvm.s_tir import dlight
+
+from tir_schedules import RULES
+
+LAYERS = {
+    "awq": awq(4, 4096, 4096, 128, epilogue="residual"),
+    "awq_one_row": awq(1, 4096, 4096, 128, "bfloat16", static=True, epilogue="bias"),
+    "dense": dense(4, 4096, 4096, "bfloat16", epilogue="bias"),
+    "group": group4(4, 4096, 4096),
+    "float8": dense(4, 4096, 4096, "float8_e4m3fn", out_dtype="float16"),
+}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs NVIDIA's compiler")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90a"])
+def test_no_spills(arch: str, tmp_path: Path) -> None:
+    target = cuda_target(arch)
+    functions = {n: la.func.with_attr("global_symbol", n) for n, la in LAYERS.items()}
+    with target:
+        module = dlight.ApplyDefaultSchedule(*RULES(target))(tvm.IRModule(functions))
+    source = tmp_path / "layers.cu"
+    source.write_text(cuda_source(module, target))
+    command = ["nvcc", "-w", f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "cubin"]
+    done = subprocess.run([*command, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kernels = re.findall(r"Function properties for (\w+)\n(.*?)\n.*?Used (\d+) reg", done.stderr)
+    assert {re.sub(r"_kernel.*", "", name) for name, *_ in kernels} == set(LAYERS)
+    for name, memory, registers in kernels:
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in memory, name
+        # two blocks of 256 threads, or of 128 with more registers, share a multiprocessor
+        most = 255 if name in ("awq_kernel_2", "awq_kernel_4") else 128
+        assert int(registers) <= most, name
+
+
+@pytest.mark.parametrize(
+    ("arch", "instruction"), [("sm_80", "f16"), ("sm_89", "e4m3"), ("sm_90a", "f16")]
+)
+def test_float8_products_only_where_the_machine_has_them(arch: str, instruction: str) -> None:
+    target = cuda_target(arch)
+    func = LAYERS["float8"].func.with_attr("global_symbol", "float8")
+    with target:
+        module = dlight.ApplyDefaultSchedule(*RULES(target))(tvm.IRModule({"float8": func}))
+    calls = set(re.findall(r'"(mma_\w+)"', module.script()))
+    assert calls == {f"mma_{instruction}"}
