@@ -11,8 +11,8 @@ from amx_emulation import Emulator, amx_target, scheduled
 from bf16_reference import rounded_awq, rounded_group4
 from linear_functions import TARGET, Layer, awq, build, dense, group4
 
-from mlc_bridge.compiler.target import cpu_features
-from tir_schedules.cpu import bf16
+from mlc_bridge.compiler.target import cpu_features, make_target
+from tir_schedules.cpu import amx, bf16
 
 BFLOAT16 = 5e-3  # rounding of the result
 EXACT = 3e-6  # float32 sums of exact products
@@ -45,12 +45,20 @@ def test_float16_and_float32_stay_exact() -> None:
     assert "tdpbf16ps" not in scheduled(awq(40, 256, 256, 128, "float32").func).script()
 
 
+LINUX = {"kind": "llvm", "mcpu": "sapphirerapids", "mtriple": "x86_64-unknown-linux-gnu"}
+SAPPHIRE_RAPIDS = make_target(LINUX)
 BOTH = [dense(40, 128, 128, "bfloat16"), awq(40, 128, 128, 128)]
+
+
+def test_tiles_are_asked_of_linux_alone() -> None:
+    assert amx.available(SAPPHIRE_RAPIDS)
+    assert not amx.available(make_target({**LINUX, "mtriple": "x86_64-pc-windows-msvc"}))
+    assert not amx.available(make_target({**LINUX, "mcpu": "icelake-server"}))
 
 
 @pytest.mark.parametrize("layer", BOTH, ids=["dense", "awq"])
 def test_assembly(layer: Layer) -> None:
-    code = build(layer.func, amx_target()).mod.inspect_source("asm")
+    code = build(layer.func, SAPPHIRE_RAPIDS).mod.inspect_source("asm")
     for word in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease", "syscall"):
         assert f"\t{word}" in code or f"\tcallq\t{word}" in code
 

@@ -16,11 +16,12 @@ Linux lends the tiles only to processes that ask (arch_prctl), so the compiled c
 call, since asking twice does no harm; where the answer is no (an older kernel, another CPU) it
 takes the kernel for AVX-512. Programs that load the lib need not know.
 
-Products are exact, sums float32, denormals count as zero. Layers with float16 x and 4-bit weights
-come here too: x and the dequantized W are rounded to bfloat16 (8 bits). On the example model that
-costs KL 2.8e-5 (q4f16_1) and 3.0e-5 (q4f16_autoawq) in nats per token, a third more from x than
-from W. W as exact integers q - z with the scale on the sums would halve that; but the sums of every
-group of k then need 16 vector multiply-adds per 16 x 16 of them, as long as four tile products.
+Products are exact, sums float32, denormals (below 2^-126) count as zero. Layers with float16 x and
+4-bit weights come here too, and there x and the dequantized W are rounded to bfloat16: errors up to
+3e-3 of the largest output, and on the example AWQ model KL 3.2e-5 nats per token (int16: 1.7e-6).
+Simulated apart, x costs 1.7e-5 and W 1.1e-5 to 1.4e-5. W as exact integers q - z with the scale on
+the sums would save the second; but the sums of every group of k would then take 16 loads, multiply-
+adds and stores of vectors per tile, more time than the group's one (32) or four (128) products.
 """
 
 from __future__ import annotations
