@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.relax.frontend import nn
 
 from mlc_bridge.compiler import pipeline
@@ -53,6 +53,14 @@ def test_phases_are_lists_of_named_passes(kind: str) -> None:
         assert "sequential" not in {name.lower() for name in names}
     graphs = "RewriteCUDAGraph" in [step.info.name for step in found["lower"]]
     assert graphs == (kind == "cuda")
+
+
+def test_tvms_tensor_core_rule_stays_out() -> None:
+    """It crashes the process on float16 layers that our rule leaves to it."""
+    target = make_target({"kind": "cuda", "arch": "sm_80"})
+    first = pipeline.schedule(target)[0]
+    func = tirx.PrimFunc([], tirx.Evaluate(0))
+    assert first(tvm.IRModule({"f": func}))["f"].attrs["dlight.do_not_tensorize"]
 
 
 def test_export_publishes_a_whole_library(executable: Any, tmp_path: Path) -> None:
