@@ -3,7 +3,7 @@
 `Program(module, target)` builds a scheduled function for CUDA, takes its source, leaves out the
 device functions that are PTX (the header has them under the same names) and compiles the rest as
 C++. `run` then does what TVM's host code does: it walks the host side of the scheduled function,
-decides its conditions by the number of rows, allocates its workspaces and launches its kernels.
+decides its conditions by the number of rows and launches its kernels.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ class _Host:
     ) -> None:
         self.program, self.named, self.sizes = program, named, sizes
         self.backwards, self.number = backwards, 0
-        self.workspace = np.zeros(0, np.float32)
         self.numbers = {v.name: n for v, n in sizes.items()}
 
     def walk(self, s: Any, taken: bool = True) -> None:
@@ -95,9 +94,6 @@ class _Host:
             yes = bool(self.value(s.condition))
             self.walk(s.then_case, taken and yes)
             self.walk(s.else_case, taken and not yes)
-        elif kind == "AllocBuffer":
-            shape = [self.value(e) for e in s.buffer.shape]
-            self.workspace = np.full(shape, np.nan, np.float32)
         elif kind == "For":
             self.number += 1
             if taken:
@@ -113,7 +109,7 @@ class _Host:
         sizes = [extents.get(f"{k}Idx.{a}", 1) for k in ("block", "thread") for a in "xyz"]
         name, parameters = self.program.kernels[number]
         arguments = [
-            self.named.get(p, self.workspace).ctypes.data_as(ctypes.c_void_p)
+            self.named[p].ctypes.data_as(ctypes.c_void_p)
             if p.endswith("_ptr")
             else ctypes.c_int64(self.numbers[p])
             for p in parameters

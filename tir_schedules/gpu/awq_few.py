@@ -3,24 +3,28 @@
     out[r, n] = sum_g s[g, n] * (sum_{k in g} (q[k, n] - z[g, n]) * x[r, k])
 
 The words dominate the traffic, so everything follows from reading them once and in order: the
-lanes of a warp hold 8 x 8 neighbouring bytes (128 channels) of 4 rows of k, every block all of
-its share of k. The weights are the A side of `mma.m16n8k16` and up to 8 rows of x the B side,
-because that needs 1.5 instructions a weight where float32 products need 3, and makes rows two to
+lanes of a warp read whole sectors, 64 neighbouring bytes (128 channels) of 4 rows of k at a time,
+16 such reads under way. The weights are the A side of `mma.m16n8k16`, up to 8 rows of x the B
+side: that needs 1.5 instructions a weight where float32 products need 3, and makes rows two to
 eight free. Both k and the channels are numbered so that no lane moves data: lane (g, t) loads the
-words of columns 2g, 2g + 1 in rows 4t ... 4t + 3 of a step of 16, and the same four of x;
+two words of its g in rows 4t ... 4t + 3 of a step of 16, and the same four of x;
 
     A[g, ...], A[g + 8, ...] = the codes at shifts 4p and 4p + 16 of word w     for each (w, p)
     k of columns 2t, 2t + 1, 2t + 8, 2t + 9 = 4t, 4t + 1, 4t + 2, 4t + 3
 
 `q - z` and x are half types exactly, products and sums are float32, the scale multiplies a group's
 sum; so the result is nearer than dequantizing to half. Warps of a block take units of k in turn
-and meet in shared memory. Where there are too few columns for a large GPU, k is also cut over
-blocks, whose sums a second small kernel adds in a fixed order (atomics would not be repeatable).
+and meet in shared memory.
+
+A layer with few channels gets blocks of 64, of twice the warps and reads of 32 bytes, so that more
+of a large GPU is busy. Rejected: cutting k over blocks too, whose sums a second kernel adds. It
+costs a launch, as long as such a layer takes, and a workspace inside the function, whose address a
+CUDA graph would keep after TVM's pool has moved it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tvm import ir, tirx
 from tvm.tirx.script.builder import ir as T
@@ -32,12 +36,9 @@ from .awq_pairs import PLANES, plane, twice, weave
 from .panels import runs_along
 
 STEP = 16  # columns k of one mma
-WORDS = 2  # neighbouring words of a lane
 ROWS = 8  # rows of x in one mma
-CHANNELS = 8 * WORDS * CODES  # of a warp, and of a block
-PITCH = CHANNELS + 4  # floats between two rows in shared memory: no bank twice
 MOST = 2 * ROWS
-ENOUGH, WANTED = 64, 128  # blocks: with fewer than the first, k is cut to reach the second
+ENOUGH = 64  # blocks that keep a large GPU's memory busy
 
 
 def applies(c: Contraction, weight: AwqLayout) -> bool:
@@ -57,17 +58,37 @@ class _Few:
     c: Contraction
     weight: AwqLayout
     parts: int  # of 8 rows
-    warps: int = field(init=False)
-    unit: int = field(init=False)
-    splits: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        unit = max(u for u in range(STEP, 129, STEP) if self.weight.group % u == 0)
-        blocks, warps = -(-self.c.n // CHANNELS), 8 // self.parts
-        splits = 1 if blocks >= ENOUGH else -(-WANTED // blocks)
-        splits = max(1, min(splits, -(-(self.c.k // unit) // warps)))
-        for name, value in (("warps", warps), ("unit", unit), ("splits", splits)):
-            object.__setattr__(self, name, value)
+    @property
+    def words(self) -> int:
+        """Neighbouring words of a lane."""
+        return 2 if self.c.n >= ENOUGH * 8 * 2 * CODES else 1
+
+    @property
+    def channels(self) -> int:
+        """Of a warp, and of a block."""
+        return 8 * self.words * CODES
+
+    @property
+    def warps(self) -> int:
+        return 16 // (self.words * self.parts)
+
+    @property
+    def unit(self) -> int:
+        """Columns k that a warp takes at a time, within one group."""
+        return max(u for u in range(STEP, 129, STEP) if self.weight.group % u == 0)
+
+    @property
+    def sums(self) -> list[tuple[int, int, int, int, int]]:
+        """Accumulators of a lane: part of the rows, word, plane, element of mma, and place."""
+        order = [
+            (part, i, p, e)
+            for part in range(self.parts)
+            for i in range(self.words)
+            for p in range(PLANES)
+            for e in range(4)
+        ]
+        return [(*which, at) for at, which in enumerate(order)]
 
     @property
     def most(self) -> int:
@@ -77,56 +98,37 @@ class _Few:
 
     def emit(self) -> None:
         c = self.c
-        columns = c.const(-(-c.n // CHANNELS))
-        partial = None
-        if self.splits > 1:
-            shape = (self.splits, self.most, c.n)
-            partial = T.alloc_buffer(shape, "float32", scope="global")
-        blocks = [columns, c.const(self.splits)]
-        with warp.kernel(c.index, blocks, self.warps) as (block, split, w, lane):
-            _Block(self, block, split, w, lane).run(partial)
-        if partial is not None:
-            self._add_splits(partial)
-
-    def _add_splits(self, partial: ir.Var) -> None:
-        c, threads = self.c, 4 * warp.WARP
-        blocks = [c.const(-(-c.n // threads)), c.rows]
-        with warp.kernel(c.index, blocks, 4) as (block, r, w, lane):
-            n = T.bind(block * threads + w * warp.WARP + lane)
-            with T.If(n < c.n), T.Then():
-                loads = [tirx.BufferLoad(partial, [c.const(s), r, n]) for s in range(self.splits)]
-                c.put(r, n, T.bind(sum(loads[1:], loads[0])))
+        blocks = [c.const(-(-c.n // self.channels))]
+        with warp.kernel(c.index, blocks, self.warps) as (block, w, lane):
+            _Block(self, block, w, lane).run()
 
 
 @dataclass(frozen=True)
 class _Block:
-    """128 channels from `column` (in words) on, the units of k of one split."""
+    """The channels of one block, all of k."""
 
     few: _Few
     block: ir.Expr
-    split: ir.Expr
     warp: ir.Expr
     lane: ir.Expr
 
-    def run(self, partial: ir.Var | None) -> None:
+    def run(self) -> None:
         few, c = self.few, self.few.c
-        size = CODES * WORDS // 2 * 4 * few.parts
+        size = len(few.sums)
         total = T.alloc_buffer((size,), "float32", scope="local")
         acc = T.alloc_buffer((size,), "float32", scope="local")
         with T.unroll(0, size) as i:
             T.buffer_store(total, tirx.const(0.0, "float32"), [i])
         g, t = T.bind(self.lane // 4), T.bind(self.lane % 4)
         last = c.n // CODES - 1
-        first = (self.block * 8 + g) * WORDS
-        columns = [T.bind(tirx.min(first + i, c.const(last))) for i in range(WORDS)]
+        first = (self.block * 8 + g) * few.words
+        columns = [T.bind(tirx.min(first + i, c.const(last))) for i in range(few.words)]
         units = c.k // few.unit
-        share = -(-units // few.splits)
-        with T.serial(0, c.const(-(-share // few.warps))) as i:
-            inside = T.bind(i * few.warps + self.warp)
-            u = T.bind(self.split * share + inside)
-            with T.If(tirx.all(inside < share, u < units)), T.Then():
+        with T.serial(0, c.const(-(-units // few.warps))) as i:
+            u = T.bind(i * few.warps + self.warp)
+            with T.If(u < units), T.Then():
                 self._unit(acc, total, u * few.unit, columns, g, t)
-        self._meet(total, partial, g, t)
+        self._meet(total, g, t)
 
     def _unit(
         self,
@@ -142,28 +144,24 @@ class _Block:
         k0 = T.bind(k0)
         group = T.bind(k0 // w.group)
         zero_words = [T.bind(tirx.BufferLoad(w.zeros, [group, at])) for at in columns]
-        zeros = T.alloc_buffer((WORDS * CODES,), "uint32", scope="local")
-        for i in range(WORDS * CODES):
+        zeros = T.alloc_buffer((few.words * CODES,), "uint32", scope="local")
+        for i in range(few.words * CODES):
             shift = 4 * (i % CODES // 2) + 16 * (i % 2)
             T.buffer_store(zeros, twice(zero_words[i // CODES], shift, c.x_dtype), [i])
-        with T.unroll(0, few.parts * CODES * WORDS // 2 * 4) as i:
+        with T.unroll(0, len(few.sums)) as i:
             T.buffer_store(acc, tirx.const(0.0, "float32"), [i])
         steps = few.unit // STEP
-        at_once = max(d for d in (4, 2, 1) if steps % d == 0 and d * few.parts <= 4)
+        most = 8 // (few.words * few.parts)
+        at_once = max(d for d in (8, 4, 2, 1) if steps % d == 0 and d <= most)
         with T.serial(0, c.const(steps // at_once)) as s:
             k = T.bind(k0 + s * (STEP * at_once) + t * 4)
             words, xs = self._load(k, at_once, columns, g)
             for d in range(at_once):
                 self._multiply(acc, words, xs, zeros, d)
-        scales = [[self._scale(group, columns[i], j) for j in range(CODES)] for i in range(WORDS)]
-        for part in range(few.parts):
-            for i in range(WORDS):
-                for p in range(PLANES):
-                    for e in range(4):
-                        at = ((part * WORDS + i) * PLANES + p) * 4 + e
-                        channel = w.shifts.index(4 * p + 16 * (e // 2))
-                        value = total[at] + scales[i][channel] * acc[at]
-                        T.buffer_store(total, value, [at])
+        scales = [[self._scale(group, at, j) for j in range(CODES)] for at in columns]
+        for _, i, p, e, at in few.sums:
+            channel = w.shifts.index(4 * p + 16 * (e // 2))
+            T.buffer_store(total, total[at] + scales[i][channel] * acc[at], [at])
 
     def _scale(self, group: ir.Expr, column: ir.Expr, channel: int) -> ir.Expr:
         scale = tirx.BufferLoad(self.few.weight.scales, [group, column * CODES + channel])
@@ -174,11 +172,11 @@ class _Block:
     ) -> tuple[ir.Var, ir.Var]:
         """The words of rows k ... k + 3 and x there, for `steps` steps; loads before any use."""
         few, c, w = self.few, self.few.c, self.few.weight
-        words = T.alloc_buffer((steps, 4, WORDS), "uint32", scope="local")
+        words = T.alloc_buffer((steps, 4, few.words), "uint32", scope="local")
         for d in range(steps):
             for row in range(4):
                 at = k + (d * STEP + row)
-                if (c.n // CODES) % WORDS == 0:
+                if few.words == 2 and c.n // CODES % 2 == 0:
                     source = warp.address(w.words, [at, columns[0]])
                     warp.copy(8, warp.address(words, [d, row, 0]), source)
                 else:
@@ -211,7 +209,7 @@ class _Block:
 
     def _multiply(self, acc: ir.Var, words: ir.Var, xs: ir.Var, zeros: ir.Var, d: int) -> None:
         few, dtype = self.few, self.few.c.x_dtype
-        for i in range(WORDS):
+        for i in range(few.words):
             row = [words[d, r, i] for r in range(4)]
             woven = [weave(row[0], row[1]), weave(row[2], row[3])]
             for p in range(PLANES):
@@ -227,39 +225,31 @@ class _Block:
                     for half in range(2)
                 ]
                 for part in range(few.parts):
-                    at = ((part * WORDS + i) * PLANES + p) * 4
+                    at = ((part * few.words + i) * PLANES + p) * 4
                     b = [xs[d, part, 0], xs[d, part, 1]]
                     warp.mma(dtype, warp.address(acc, [at]), a, b)
 
-    def _meet(self, total: ir.Var, partial: ir.Var | None, g: ir.Expr, t: ir.Expr) -> None:
+    def _meet(self, total: ir.Var, g: ir.Expr, t: ir.Expr) -> None:
         """Add the warps' sums and store them."""
         few, c = self.few, self.few.c
-        shape = (few.warps, few.parts * ROWS, PITCH)
+        # four floats more than a row holds: no two lanes in one bank
+        shape = (few.warps, few.parts * ROWS, few.channels + 4)
         sums = T.alloc_buffer(shape, "float32", scope="shared")
-        for part in range(few.parts):
-            for i in range(WORDS):
-                for p in range(PLANES):
-                    for e in range(4):
-                        at = ((part * WORDS + i) * PLANES + p) * 4 + e
-                        place = ((i * PLANES + p) * 2 + e // 2) * 8 + g
-                        where = [self.warp, part * ROWS + 2 * t + e % 2, place]
-                        T.buffer_store(sums, total[at], where)
+        for part, i, p, e, at in few.sums:
+            place = ((i * PLANES + p) * 2 + e // 2) * 8 + g
+            T.buffer_store(sums, total[at], [self.warp, part * ROWS + 2 * t + e % 2, place])
         warp.barrier()
         threads = few.warps * warp.WARP
         thread = T.bind(self.warp * warp.WARP + self.lane)
-        with T.serial(0, c.const(-(-few.most * CHANNELS // threads))) as i:
-            r = T.bind((i * threads + thread) // CHANNELS)
-            j = T.bind((i * threads + thread) % CHANNELS)
-            n = T.bind(self.block * CHANNELS + j)
+        with T.serial(0, c.const(-(-few.most * few.channels // threads))) as i:
+            r = T.bind((i * threads + thread) // few.channels)
+            j = T.bind((i * threads + thread) % few.channels)
+            n = T.bind(self.block * few.channels + j)
             inside = tirx.all(n < c.n, r < (c.rows if c.fixed_rows() is None else few.most))
             with T.If(inside), T.Then():
                 place = T.bind(self._place(j))
                 loads = [tirx.BufferLoad(sums, [v, r, place]) for v in range(few.warps)]
-                value = T.bind(sum(loads[1:], loads[0]))
-                if partial is None:
-                    c.put(r, n, value)
-                else:
-                    T.buffer_store(partial, value, [self.split, r, n])
+                c.put(r, n, T.bind(sum(loads[1:], loads[0])))
 
     def _place(self, j: ir.Expr) -> ir.Expr:
         """Where channel j of the block lies in a row of the sums: its code's place, then g.
@@ -269,7 +259,7 @@ class _Block:
         order = 0
         for channel, shift in enumerate(self.few.weight.shifts):
             order |= (shift % 16 // 4 * 2 + shift // 16) << (4 * channel)
-        wide = CODES * WORDS
+        wide = CODES * self.few.words
         digit = warp.u32(order) >> ((j % CODES) * 4).astype("uint32")
         code = (digit & warp.u32(15)).astype(str(j.ty))
         return (j % wide // CODES * CODES + code) * 8 + j // wide
