@@ -17,6 +17,8 @@ import tvm
 from cuda_on_cpu import COMPILER, Program, cuda_target, schedule
 from linear_functions import Layer, awq, dense, group4, numpy_dtype
 
+from tir_schedules.gpu import warp
+
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 HALF_ULP = {"float32": 0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -133,3 +135,14 @@ def test_input_that_is_computed_on_the_way(weight: str, rows: int, folder: Path)
     assert found == 1
     layer = replace(made, func=tvm.script.from_source(text), expected=2 * made.expected)
     assert error(layer, rows, folder) < 1e-3
+
+
+@pytest.mark.parametrize("word", ["barrier", "wait_copies"])
+def test_what_is_missing_is_noticed(
+    word: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in for the GPU is no kinder than a GPU."""
+    monkeypatch.setattr(warp, word, lambda *_: None)
+    layer = dense(40, 64, 96, "float16", epilogue="bias")
+    with pytest.raises(AssertionError):
+        assert error(layer, 40, folder) < 0.01
