@@ -2,7 +2,7 @@
 
     out[r0 + i, n0 + j] = finish(sum over tiles of k: X[i, k] * W[k, j])
 
-A block makes `rows` x `columns` outputs, its warps a grid over them. Every step takes 64 bytes of k
+A block makes `rows` x `columns` outputs, its warps a grid over them. Every step takes a span of k
 of x and of the weight into shared memory, dequantized once for all rows of the block; `ldmatrix`
 hands them to `mma` with float32 sums in registers. Two tiles are under way, one barrier a step:
 

@@ -19,7 +19,7 @@ from ..awq_weight import AwqLayout
 from ..contraction import Contraction, find
 from . import awq_few, gemm
 from .panels import AwqWords, Evaluated
-from .tile import LARGE, SMALL
+from .tile import TILES
 from .warp import compute_capability
 
 Kernels = list[tuple[int | None, Callable[[], None]]]
@@ -60,12 +60,13 @@ def _kernels(c: Contraction, capability: int) -> Kernels:
     if layout is not None and awq_few.applies(c, layout):
         sizes = (awq_few.ROWS, awq_few.MOST)
         few = [(rows, partial(awq_few.emit_awq_few, c, layout, rows)) for rows in sizes]
-    small, large = (replace(tile, dtype=dtype) for tile in (SMALL, LARGE))
-    weight = AwqWords.match(c, small) or Evaluated.match(c, small)
-    if weight is None or c.k % small.depth or (c.fixed_rows() == 1 and not few):
+    runs = (c.k, layout.group) if layout is not None and layout.group % 32 == 0 else (c.k,)
+    tiles = [replace(tile, dtype=dtype).fit(*runs) for tile in TILES]
+    weight = AwqWords.match(c, tiles[-1]) or Evaluated.match(c, tiles[-1])
+    if weight is None or c.k % tiles[-1].depth or (c.fixed_rows() == 1 and not few):
         return []  # one row of another layout is for TVM's own GEMV rule
-    many = partial(gemm.emit_gemm, c, weight)
-    return [*few, (small.rows, partial(many, small)), (None, partial(many, large))]
+    many: Kernels = [(tile.rows, partial(gemm.emit_gemm, c, weight, tile)) for tile in tiles]
+    return [*few, *many[:-1], (None, many[-1][1])]
 
 
 def _dispatch(c: Contraction, kernels: Kernels) -> None:
