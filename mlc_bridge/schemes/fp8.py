@@ -18,8 +18,9 @@ wide enough to have no scales at all. Embedding and head stay float16.
 A fused layer has one scale. Layers that a checkpoint brings with scales of their own are brought
 to the largest one by ``align``, which says what that cost. Codes are multiplied as float8 values in
 float16 (each is one exactly) and summed in float32, scales come after the sum: the arithmetic of a
-float8 tensor core, on any target. MLC divides x by a float16 copy of the scale, which is zero for
-layers whose inputs stay below 1e-5; here the quotient is float32.
+float8 tensor core, on any target (CUDA keeps x8 in one byte from sm_89 on). MLC divides x by
+a float16 copy of the scale, which is zero for layers whose inputs stay below 1e-5; here the
+quotient is float32.
 """
 
 from __future__ import annotations
