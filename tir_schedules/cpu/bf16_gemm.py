@@ -14,7 +14,7 @@ is left is the order of the float32 sums (against float64: below 3e-6 of the lar
 the denormals (below 2^-126), which count as zero. Half the instructions of float32.
 
 The loop nest is shared by two micro kernels: `VectorKernel` here (vdpbf16ps, 6 rows times 64
-columns of accumulators) and the one of AMX tiles in `amx_gemm.py`.
+columns of accumulators) and the one of AMX tiles in `amx.py`.
 """
 
 from __future__ import annotations
