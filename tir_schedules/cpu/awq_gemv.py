@@ -59,7 +59,7 @@ def emit_awq_gemv(
     with simd.loop(tasks > 1, c.const(split.deep * split.wide)) as task:
         weave = choose(weight, target, lanes)
         _Task(c, weave, weave.rows(c, most_rows), rows, most_rows, split, sums).run(task)
-    parts = min(vectors, tasks)
+    parts = simd.tasks(target, min(vectors, tasks), 4 * split.deep * most_rows * c.n)
     share = -(-vectors // parts)
     with simd.loop(parts > 1, c.const(parts)) as part:
         first = T.bind(part * share)
