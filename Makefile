@@ -10,7 +10,7 @@ demo: .venv/runs
 		--prompt "Write a Python function \`close\` that closes the connection."
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/tests
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ def test_awq_decode_before_and_after() -> None:
     assert before.count("\n    for ") == 4  # dequantize, matmul, cast, add, each a serial nest
     assert "T.parallel" not in before
     script = after(func)
-    assert script.count("T.parallel") == 2  # a stretch of k for each task, then their sum
+    assert script.count("T.parallel") == 1  # a stretch of k for each task; their sum is short
     assert "dequantize[" not in script  # the float weight is never written to memory
     products = script.count("pmadd") + script.count("vpdpbusd")
     # eight rows of k, eight nibbles each: four pairs, or two quads with two digits of x

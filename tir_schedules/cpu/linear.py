@@ -10,6 +10,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
+from ..by_rows import Kernels, emit_by_rows
 from ..contraction import Contraction, find
 from . import amx, awq_gemv, bf16_gemm, group4_gemv, simd
 from .awq import AwqWeight
@@ -24,7 +25,6 @@ from .int16_gemm import emit_int16_gemm
 LAYOUTS = (AwqWeight, GroupWeight, EvaluatedWeight)
 Weight = AwqWeight | GroupWeight | EvaluatedWeight
 Emit = Callable[[], None]
-Kernels = list[tuple[int | None, Emit]]
 
 
 class Linear:
@@ -52,7 +52,7 @@ def _body(c: Contraction, kernels: Kernels) -> tirx.Stmt:
     with IRBuilder() as builder, T.sblock("root"):
         T.reads([])
         T.writes([])
-        _dispatch(c, kernels)
+        emit_by_rows(c, kernels)
     return builder.get()
 
 
@@ -102,19 +102,3 @@ def _in_bfloat16(
     if amx.available(target) and (exact or tiles_may_round):
         return partial(amx.emit_if_permitted, c, weight, best)
     return best
-
-
-def _dispatch(c: Contraction, kernels: Kernels) -> None:
-    """The kernel for the number of rows: chosen now where it is known, else at run time."""
-    (most, emit), *rest = kernels
-    rows = c.fixed_rows()
-    if most is None or (rows is not None and rows <= most):
-        emit()
-    elif rows is not None:
-        _dispatch(c, rest)
-    else:
-        with T.If(c.rows <= most):
-            with T.Then():
-                emit()
-            with T.Else():
-                _dispatch(c, rest)

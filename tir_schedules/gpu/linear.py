@@ -6,7 +6,6 @@ dynamic `m` costs nothing on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -16,13 +15,12 @@ from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..awq_weight import AwqLayout
+from ..by_rows import Kernels, emit_by_rows
 from ..contraction import Contraction, find
 from . import awq_few, gemm
 from .panels import AwqWords, Evaluated
 from .tile import TILES
 from .warp import compute_capability
-
-Kernels = list[tuple[int | None, Callable[[], None]]]
 
 
 class Linear:
@@ -43,7 +41,7 @@ class Linear:
             with IRBuilder() as builder, T.sblock("root"):
                 T.reads([])
                 T.writes([])
-                _dispatch(contraction, kernels)
+                emit_by_rows(contraction, kernels)
         except NotImplementedError:  # an expression that `rebuild` cannot copy
             return None
         body = builder.get()
@@ -67,19 +65,3 @@ def _kernels(c: Contraction, capability: int) -> Kernels:
         return []  # one row of another layout is for TVM's own GEMV rule
     many: Kernels = [(tile.rows, partial(gemm.emit_gemm, c, weight, tile)) for tile in tiles]
     return [*few, *many[:-1], (None, many[-1][1])]
-
-
-def _dispatch(c: Contraction, kernels: Kernels) -> None:
-    """The kernel for the number of rows: chosen now where it is known, else on the host."""
-    (most, emit), *rest = kernels
-    rows = c.fixed_rows()
-    if most is None or (rows is not None and rows <= most):
-        emit()
-    elif rows is not None:
-        _dispatch(c, rest)
-    else:
-        with T.If(c.rows <= most):
-            with T.Then():
-                emit()
-            with T.Else():
-                _dispatch(c, rest)
