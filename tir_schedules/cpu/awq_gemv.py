@@ -78,16 +78,19 @@ class Split:
 
     @staticmethod
     def choose(blocks: int, vectors: int, tasks: int, widest: int) -> Split:
-        """The split that leaves the longest queue of work least, whole rows if possible."""
-        best: tuple[int, int, Split] | None = None
+        """The split that leaves the longest queue of work least; parts of rows read a quarter
+        slower than whole ones."""
+        best: tuple[int, Split] | None = None
+        least = -(-vectors // widest)
         for deep in range(1, min(blocks, tasks) + 1):
-            wide = max(-(-vectors // widest), tasks // deep)
+            wide = max(least, tasks // deep)
             split = Split(deep, wide, -(-blocks // deep), -(-vectors // wide))
             queue = -(-deep * wide // tasks) * split.blocks * split.vectors
-            if best is None or (queue, split.wide) < best[:2]:
-                best = queue, split.wide, split
+            cost = queue * (4 if wide == least else 5)
+            if best is None or cost < best[0]:
+                best = cost, split
         assert best is not None
-        return best[2]
+        return best[1]
 
 
 @dataclass(frozen=True)
