@@ -36,7 +36,8 @@ from .int16_rows import QuantizedRows, block_of
 
 DEEP = 8  # rows of words between two visits of an accumulator, for one row of x
 TILE = 2  # rows of x in one register tile
-WIDEST = {1: 128, 16: 32}  # vectors of words of a task: its sums, and the next block, stay in L2
+# vectors of words of a task, so that its sums (and with several rows the next block) stay in L2
+WIDEST, WIDEST_OF_SEVERAL = 128, 32
 
 
 def applies(c: Contraction, weight: AwqWeight, target: Target, lanes: int) -> bool:
@@ -53,7 +54,8 @@ def emit_awq_gemv(
     """Emit the layer for at most `most_rows` rows at the builder's current place."""
     vectors, blocks = -(-c.n // CODES // lanes), c.k // block_of(weight.group)
     tasks = simd.tasks(target, vectors * blocks, c.n * c.k // 2)
-    split = Split.choose(blocks, vectors, tasks, WIDEST[1 if most_rows == 1 else 16])
+    widest = WIDEST if most_rows == 1 else WIDEST_OF_SEVERAL
+    split = Split.choose(blocks, vectors, tasks, widest)
     rows = c.const(1) if most_rows == 1 else c.rows
     sums = T.alloc_buffer((split.deep, most_rows, vectors * CODES, lanes), "float32")
     with simd.loop(tasks > 1, c.const(split.deep * split.wide)) as task:
