@@ -1,8 +1,10 @@
-"""Ctrl-C at moments of our choosing: noted when it comes, raised where nothing is half done.
+"""Ctrl-C and SIGTERM at moments of our choosing: noted when they come, acted on by ``check``.
 
-Python raises KeyboardInterrupt between any two bytecodes of the main thread, also inside the very
-code that cleans up after it. While interrupts are held, the signal only leaves a note; ``check``
-raises it. Other threads never see the signal, so there is nothing to hold in them.
+Python raises KeyboardInterrupt between any two bytecodes of the main thread: inside the very code
+that cleans up after it, and inside what TVM calls back, where TVM loses it (a bare ``except`` in
+its script parser, a ``catch`` in its constant folding) or crashes on it. While interrupts are held
+the signal only leaves a note. Other threads never see a signal, so there is nothing to hold in
+them, nor where a signal just ends the process.
 """
 
 from __future__ import annotations
@@ -15,30 +17,36 @@ from typing import Any
 
 
 class HeldInterrupts:
-    """Hold with ``hold``, raise a noted one with ``check``, give back with ``release``."""
+    """Hold with ``hold``, act on what was noted with ``check``, give back with ``release``."""
 
     def __init__(self) -> None:
-        self._noted = False
-        self._before: Callable[[int, FrameType | None], Any] | None = None
+        self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._noted: set[int] = set()
 
     def hold(self) -> None:
-        before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and callable(before):
-            self._before = before
-            signal.signal(signal.SIGINT, self._note)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            if callable(before):
+                self._before[number] = before
+                signal.signal(number, self._note)
 
     def check(self) -> None:
-        """Do what the signal would have done (usually: raise KeyboardInterrupt), if one came."""
-        if self._noted and self._before is not None:
-            self._noted = False
-            self._before(signal.SIGINT, None)
+        """Do what a noted signal would have done (usually: raise KeyboardInterrupt).
+
+        What raises is raised at each call: the code it passes through may lose it.
+        """
+        for number in tuple(self._noted):
+            self._before[number](number, None)
+            self._noted.discard(number)
 
     def release(self) -> None:
-        """Back to the handler of before; raises a noted interrupt as the last thing."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self.check()
-            self._before = None
+        """Back to the handlers of before; acts on a noted signal as the last thing."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self.check()
+        self._before.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = True
+        self._noted.add(number)

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
-from tvm.ir.transform import Pass, PassContext, Sequential
+from tvm.ir.instrument import pass_instrument
+from tvm.ir.transform import Pass, PassContext, PassInfo, Sequential
 from tvm.relax import transform
 from tvm.s_tir import dlight
 from tvm.target import Target
@@ -115,11 +116,17 @@ def phases(unit: Unit, target: Target) -> dict[str, list[Pass]]:
     }
 
 
-def compile_module(unit: Unit, target: Target, dump: Path | None = None) -> Any:
-    """The executable of ``unit``; TVM's own failures come out as CompileError."""
+def compile_module(
+    unit: Unit, target: Target, dump: Path | None = None, between: Callable[[], None] = lambda: None
+) -> Any:
+    """The executable of ``unit``; TVM's own failures come out as CompileError.
+
+    ``between`` is called before every pass and may raise to end the compilation.
+    """
     mod = unit.mod
+    options = {"tirx.disable_cse_tir": True}
     try:
-        with target, PassContext(config={"tirx.disable_cse_tir": True}):
+        with target, PassContext(config=options, instruments=[_BeforePass(between)]):
             for number, (name, sequence) in enumerate(phases(unit, target).items()):
                 mod = Sequential(sequence)(mod)
                 if dump is not None:
@@ -135,6 +142,17 @@ def compile_module(unit: Unit, target: Target, dump: Path | None = None) -> Any:
             found=_summary(error),
             todo="With --dump DIR the module after each phase can be read",
         ) from error
+
+
+@pass_instrument
+class _BeforePass:
+    """Calls ``action`` before every pass."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def run_before_pass(self, mod: tvm.IRModule, info: PassInfo) -> None:
+        self.action()
 
 
 def _summary(error: Exception) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.interrupts import HeldInterrupts
 from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.compiler.cache import build_key, default_directory, fetch, store
 from mlc_bridge.compiler.linker import find_linker
@@ -148,12 +149,19 @@ def _build(
         raise MissingDependency("apache-tvm", "compile", "pip install 'mlc-bridge[tvm]'") from error
     from mlc_bridge.compiler.pipeline import compile_module, export
 
-    target = make_target(plan.target)
-    unit = make_unit(plan, target)
-    progress(STEPS[1], 1, len(STEPS))
-    executable = compile_module(unit, target, dump)
-    progress(STEPS[2], 2, len(STEPS))
-    export(executable, output)
+    interrupts = HeldInterrupts()
+    interrupts.hold()
+    try:
+        target = make_target(plan.target)
+        unit = make_unit(plan, target)
+        interrupts.check()
+        progress(STEPS[1], 1, len(STEPS))
+        executable = compile_module(unit, target, dump, interrupts.check)
+        interrupts.check()
+        progress(STEPS[2], 2, len(STEPS))
+        export(executable, output)
+    finally:
+        interrupts.release()
     return {"memory_usage": dict(unit.usage)}
 
 
