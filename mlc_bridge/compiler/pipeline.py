@@ -32,6 +32,15 @@ from mlc_bridge.compiler.kv_cache import CacheLayout
 from mlc_bridge.compiler.linker import find_linker, link
 from mlc_bridge.errors import CompileError
 
+# Half of the lowering's time. The first sizes each kernel's buffers anew from what it can prove of
+# their use, which for our exact ones ends in long run-time expressions; the others are for GPUs.
+IDLE_ON_CPUS = (
+    "s_tir.CompactBufferAllocation",
+    "s_tir.InjectPermutedLayout",
+    "s_tir.InjectSoftwarePipeline",
+    "s_tir.InjectVirtualThread",
+)
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -124,9 +133,13 @@ def compile_module(
     ``between`` is called before every pass and may raise to end the compilation.
     """
     mod = unit.mod
-    options = {"tirx.disable_cse_tir": True}
+    context = PassContext(
+        config={"tirx.disable_cse_tir": True},
+        disabled_pass=IDLE_ON_CPUS if target.kind.name == "llvm" else (),
+        instruments=[_BeforePass(between)],
+    )
     try:
-        with target, PassContext(config=options, instruments=[_BeforePass(between)]):
+        with target, context:
             for number, (name, sequence) in enumerate(phases(unit, target).items()):
                 mod = Sequential(sequence)(mod)
                 if dump is not None:
