@@ -130,7 +130,8 @@ def compile_module(
 ) -> Any:
     """The executable of ``unit``; TVM's own failures come out as CompileError.
 
-    ``between`` is called before every pass and may raise to end the compilation.
+    ``between`` is called before every pass and may raise to end the compilation; TVM tells neither
+    kind nor text of what it raised, so that it too comes out as CompileError.
     """
     mod = unit.mod
     context = PassContext(

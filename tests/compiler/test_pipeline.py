@@ -106,3 +106,16 @@ def test_failure_of_tvm_is_one_paragraph(monkeypatch: pytest.MonkeyPatch) -> Non
         pipeline.compile_module(unit(), host_target())
     assert "Check failed: (a == b)" in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_what_is_called_between_passes_may_end_the_compilation() -> None:
+    calls = []
+
+    def between() -> None:
+        calls.append(len(calls))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(CompileError):  # what it raised comes out as TVM's failures do
+        pipeline.compile_module(unit(), host_target(), between=between)
+    assert len(calls) == 5
