@@ -50,6 +50,8 @@ from mlc_bridge.sources.source import (
 
 FLOAT8 = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense")
+# Words for "the columns of a group are not neighbours"; "weight" and "static" leave them so.
+SCATTERED = ("group", "dynamic", "true")
 PARTS = (
     "weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape",
     "input_scale", "input_zero_point",
@@ -90,7 +92,10 @@ class CompressedTensors(Source):
             ckpt.require(f"{layer}.weight_packed", packing.words_shape(*shape), np.int32)
         else:
             ckpt.require(f"{layer}.weight", shape, np.int8, *FLOAT8)
-        self._block(ckpt, layer, shape)
+        if (found := _shape(ckpt, layer)) != shape:
+            raise SourceError("wrong shape", where=layer, found=found, expected=shape)
+        block = self._block(ckpt, layer, shape)
+        _check_present(ckpt, layer, grouped=block[1] < shape[1])
         return None
 
     def read(self, ckpt: Checkpoint, layer: str) -> QTensor | Array:
@@ -211,6 +216,23 @@ def _rank(target: str, layer: str) -> int:
     return int(target.endswith("Linear"))  # the class of every other layer
 
 
+def _check_present(ckpt: Checkpoint, layer: str, grouped: bool) -> None:
+    """What the settings speak of is there; a missing part must not read as an empty one."""
+    args, codes = _weights(ckpt, layer), ckpt.dtype(f"{layer}.{_code_part(ckpt, layer)}")
+    zero, order = f"{layer}.weight_zero_point", f"{layer}.weight_g_idx"
+    if not args.get("symmetric", True) and codes not in FLOAT8 and zero not in ckpt:
+        raise SourceError("asymmetric weights without their zero points", where=zero)
+    if grouped and str(args.get("actorder")).lower() in SCATTERED and order not in ckpt:
+        raise SourceError(
+            "actorder says that the columns of a group are scattered, and the tensor that says "
+            "where is missing", where=order, todo="Fetch the checkpoint again",
+        )  # fmt: skip
+
+
+def _code_part(ckpt: Checkpoint, layer: str) -> str:
+    return "weight_packed" if f"{layer}.weight_packed" in ckpt else "weight"
+
+
 def _bits(layer: str, args: Mapping[str, Any]) -> int:
     bits = args.get("num_bits", 8)
     if bits not in (1, 2, 4, 8):
@@ -227,8 +249,8 @@ def _shape(ckpt: Checkpoint, layer: str) -> tuple[int, int]:
         ckpt.require(f"{layer}.weight_shape", (2,), np.int64, np.int32)
         n, k = (int(x) for x in ckpt.tensor(f"{layer}.weight_shape"))
         return n, k
-    packed = f"{layer}.weight_packed" in ckpt
-    found = ckpt.shape(f"{layer}.weight_packed" if packed else f"{layer}.weight")
+    packed = _code_part(ckpt, layer) == "weight_packed"
+    found = ckpt.shape(f"{layer}.{_code_part(ckpt, layer)}")
     if len(found) != 2:
         raise SourceError("not a matrix", where=layer, found=found)
     per_word = Packing(_bits(layer, _weights(ckpt, layer)), "k").per_word if packed else 1
@@ -249,8 +271,6 @@ def _codes(ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> PackedArray:
 def _zero(ckpt: Checkpoint, layer: str, grid: tuple[int, int], codes: Packing) -> PackedArray:
     name, half = f"{layer}.weight_zero_point", 1 << (codes.bits - 1)
     if name not in ckpt:
-        if not _weights(ckpt, layer).get("symmetric", True):
-            raise SourceError("asymmetric weights without their zero points", where=name)
         return constant_zero(half, grid, Packing(codes.bits, "n"))
     if f"{layer}.weight_packed" in ckpt:
         packing = Packing(codes.bits, "n")

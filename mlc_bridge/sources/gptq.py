@@ -8,7 +8,8 @@ tensor     dtype    shape                 layout (w = 32 / bits codes a word)
 qweight    int32    [k/w, n]              w input channels a word, natural order
 qzeros     int32    [groups, n/w]         w output channels a word, natural order
 scales     float16  [groups, n]
-g_idx      int32    [k]                   group of each input channel; may be absent
+g_idx      int32    [k]                   group of each input channel; may be absent where
+                                          ``desc_act`` is false
 =========  =======  ====================  ====================================================
 
 Version 1 stores every zero less 1, subtracted from the whole word: a zero of 0 borrows from its
@@ -99,7 +100,7 @@ class GPTQ(Source):
 
     def _order(self, ckpt: Checkpoint, layer: str, group: int) -> Array | None:
         name = f"{layer}.g_idx"
-        if name not in ckpt:
+        if name not in ckpt:  # then desc_act is false, see _layout
             return None
         try:
             return group_order(ckpt.tensor(name), group)
@@ -131,6 +132,13 @@ class GPTQ(Source):
         ckpt.require(f"{layer}.qzeros", zeros.words_shape(n, groups), ckpt.dtype(qweight))
         if f"{layer}.g_idx" in ckpt:
             ckpt.require(f"{layer}.g_idx", (k,), np.int32, np.int64)
+        elif settings.get("desc_act") and groups > 1:
+            raise SourceError(
+                "desc_act says that the columns of a group are scattered, and the tensor that says "
+                "where is missing", where=f"{layer}.g_idx",
+                todo="Fetch the checkpoint again, or set desc_act to false if its groups do lie in "
+                "order",
+            )  # fmt: skip
         return codes, zeros, group
 
 
