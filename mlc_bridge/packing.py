@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,6 +70,8 @@ class Packing:
         return shape[0], shape[1]
 
 
+FLOAT_CODES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
+"""Codes that are floats, stored one a byte; all others are unsigned integers."""
 NATURAL = tuple(range(8))
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 AWQ = Packing(4, "n", transposed=True, order=AWQ_ORDER)
@@ -84,7 +87,8 @@ NIBBLES = ((4, 16, 0x0000FFFF), (2, 8, 0x00FF00FF), (1, 4, 0x0F0F0F0F))
 class PackedArray:
     """Codes of logical ``shape`` ``[n, k]``; ``words`` may be a view of a mapped file.
 
-    ``words`` has the unsigned dtype of the packing's word, or a float8 dtype under ``PLAIN``.
+    ``words`` has an unsigned dtype (wider than the packing's word only where each holds one code,
+    as zeros of 256), or a float8 dtype under ``PLAIN``. ValueError where it has another.
     """
 
     words: Array
@@ -95,6 +99,18 @@ class PackedArray:
         wanted = self.packing.words_shape(*self.shape)
         if self.words.shape != wanted:
             raise ValueError(f"words of shape {self.words.shape}, the packing wants {wanted}")
+        dtype = self.words.dtype
+        if dtype.kind != "u" and not (dtype in FLOAT_CODES and self.packing.per_word == 1):
+            raise ValueError(f"words of {dtype}, neither unsigned nor float8 codes")
+
+    @property
+    def kind(self) -> str:
+        """What one code is: ``uint4``, ``uint8``, ``float8_e4m3fn`` ...; range says nothing of it.
+
+        Two kinds never mean the same weight, whatever their bits: a scheme asks for its own.
+        """
+        dtype = self.words.dtype
+        return dtype.name if dtype in FLOAT_CODES else f"uint{self.packing.bits}"
 
     def unpack(self) -> Array:
         """Codes as uint8 ``[n, k]`` (or the words themselves where each holds one code)."""
@@ -117,10 +133,15 @@ class PackedArray:
 
 
 def pack(codes: Array, packing: Packing) -> PackedArray:
-    """Pack unsigned ``codes`` ``[n, k]``; the last word of a ragged axis is filled with zeros."""
+    """Pack unsigned ``codes`` ``[n, k]``; the last word of a ragged axis is filled with zeros.
+
+    Raises ValueError for codes that are no integers (but float8, one a word) or do not fit.
+    """
     n, k = codes.shape
     if packing.per_word == 1:
         return PackedArray(codes.T if packing.transposed else codes, packing, (n, k))
+    if codes.dtype.kind not in "ui" or (codes.dtype.kind == "i" and codes.min(initial=0) < 0):
+        raise ValueError(f"codes of {codes.dtype} are not unsigned integers")
     if codes.size and int(codes.max()) >> packing.bits:
         raise ValueError(f"code {int(codes.max())} does not fit {packing.bits} bits")
     if _has_fast_words(packing) and codes.dtype == np.uint8:

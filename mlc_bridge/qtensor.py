@@ -41,6 +41,8 @@ class QTensor:
             raise ValueError(f"scale of shape {self.scale.shape}, blocks {self.block} want {grid}")
         if self.zero is not None and self.zero.shape != grid:
             raise ValueError(f"zero of shape {self.zero.shape}, blocks {self.block} want {grid}")
+        if self.zero is not None and "uint" not in (self.kind[:4], self.zero.kind[:4]):
+            raise ValueError(f"a zero of {self.zero.kind} for codes of {self.kind}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,6 +51,11 @@ class QTensor:
     @property
     def bits(self) -> int:
         return self.codes.packing.bits
+
+    @property
+    def kind(self) -> str:
+        """What a code is, ``PackedArray.kind``: ``uint4``, ``uint8``, ``float8_e4m3fn`` ..."""
+        return self.codes.kind
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -87,14 +94,14 @@ def concat(parts: Sequence[QTensor]) -> QTensor:
     """Stack layers along n (q/k/v, gate/up) in one packing; per-tensor scales become per-channel.
 
     Words are joined as they are when every part fills whole words, else codes are packed again.
-    Raises ValueError when the parts differ in k, block width, bits or activation order.
+    Raises ValueError when the parts differ in k, block width, kind of codes or activation order.
     """
     first = parts[0]
     if len(parts) == 1:
         return first
     rows = [_rowwise(p) for p in parts]
-    if len({(p.shape[1], p.block, p.bits, p.codes.packing, p.zero is None) for p in rows}) != 1:
-        raise ValueError("parts differ in input width, block, bits or packing")
+    if len({(p.shape[1], p.block, p.kind, p.codes.packing, p.zero is None) for p in rows}) != 1:
+        raise ValueError("parts differ in input width, block, kind of codes or packing")
     if any(not _same(p.perm, first.perm) for p in rows):
         raise ValueError("parts differ in activation order")
     if any(not _same(p.input_scale, first.input_scale) for p in rows):

@@ -91,6 +91,15 @@ class ModelConfig(Protocol):
         """MLC paths of linears the checkpoint leaves unquantized (``modules_to_not_convert``)."""
         ...
 
+    @property
+    def split_layers(self) -> tuple[str, ...]:
+        """MLC paths of fused linears that this checkpoint cannot hold in one parameter.
+
+        Their parts are stored differently (``v_proj`` in float, say); each becomes a weight of its
+        own under the checkpoint's name, which may stand in ``float_layers``.
+        """
+        ...
+
     def asdict(self) -> dict[str, Any]: ...
 
 

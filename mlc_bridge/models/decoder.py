@@ -15,6 +15,7 @@ The batch shapes stay apart on purpose: one row, few rows and many rows want dif
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.relax.frontend import nn
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
         # the layers, because the exporter would count a module attribute as a second parameter.
         self.outer: Block = {"embed": self._plant(embed)}
         self.blocks: list[Block] = [
-            {slot: self._plant(w) for slot, w in layer_weights(spec, index).items()}
+            {slot: self._fused(weights) for slot, weights in layer_weights(spec, index).items()}
             for index in range(spec.layers)
         ]
         self.outer |= {slot: self._plant(w) for slot, w in outer.items()}
@@ -69,6 +70,13 @@ class Decoder(nn.Module):
             node = getattr(node, name)
         setattr(node, leaf, layer)
         return layer
+
+    def _fused(self, weights: tuple[Weight, ...]) -> Callable[..., nn.Tensor]:
+        """One layer; of several the outputs stand side by side."""
+        layers = [self._plant(weight) for weight in weights]
+        if len(layers) == 1:
+            return layers[0]
+        return lambda *args: op.concat([layer(*args) for layer in layers], dim=-1)
 
     def _layer(self, weight: Weight) -> Layer:
         scheme, floats = self.scheme, self.spec.float_layers
@@ -104,7 +112,7 @@ class Decoder(nn.Module):
         spec = self.spec
         b, s, _ = x.shape
         local = bool(spec.local) and spec.local[index]
-        qkv = op.reshape(self.qkv(block, x), (b * s, spec.heads + 2 * spec.kv_heads, spec.head_dim))
+        qkv = op.reshape(block["qkv"](x), (b * s, spec.heads + 2 * spec.kv_heads, spec.head_dim))
         if spec.qk_norm:
             qkv = qk_norm(qkv, block["q_norm"], block["k_norm"], spec.heads, spec.kv_heads)
         if tables is not None:
@@ -112,11 +120,6 @@ class Decoder(nn.Module):
         scale = -spec.attention_scale if local else spec.attention_scale
         out = attend(kv, index, qkv, spec.heads, scale)
         return block["o"](op.reshape(out, (b, s, spec.heads * spec.head_dim)))
-
-    def qkv(self, block: Block, x: nn.Tensor) -> nn.Tensor:
-        if self.spec.fused_qkv:
-            return block["qkv"](x)
-        return op.concat([block[slot](x) for slot in ("q", "k", "v")], dim=-1)
 
     def mlp(self, block: Block, x: nn.Tensor) -> nn.Tensor:
         if self.spec.experts is not None:

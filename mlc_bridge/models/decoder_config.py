@@ -12,6 +12,8 @@ from typing import Any
 
 from mlc_bridge.models import hf_config
 
+OURS = ("float_layers", "split_layers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -28,12 +30,13 @@ class DecoderConfig:
     max_batch_size: int
     tensor_parallel_shards: int = 1
     float_layers: tuple[str, ...] = ()
+    split_layers: tuple[str, ...] = ()
 
     def asdict(self) -> dict[str, Any]:
-        """MLC's block; ``float_layers`` is ours and stands there only when there are some."""
+        """MLC's block; what is ours (``OURS``) stands there only when there is some of it."""
         block = asdict(self)
-        kept = list(block.pop("float_layers"))
-        return {**block, "float_layers": kept} if kept else block
+        ours = {key: list(block.pop(key)) for key in OURS}
+        return {**block, **{key: kept for key, kept in ours.items() if kept}}
 
 
 def common(flat: Mapping[str, Any], largest_chunk: int = 8192) -> dict[str, Any]:
@@ -53,5 +56,5 @@ def common(flat: Mapping[str, Any], largest_chunk: int = 8192) -> dict[str, Any]
         "context_window_size": limits.context,
         "prefill_chunk_size": limits.chunk,
         "max_batch_size": limits.batch,
-        "float_layers": tuple(flat.get("float_layers", ())),
+        **{key: tuple(flat.get(key, ())) for key in OURS},
     }

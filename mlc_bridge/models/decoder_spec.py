@@ -14,10 +14,11 @@ inside one. Weights fused on MLC's side have several checkpoint paths, stacked a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+from mlc_bridge.errors import ConfigError
 from mlc_bridge.models.arch import Weight
 from mlc_bridge.models.decoder_config import DecoderConfig
 from mlc_bridge.schemes.scheme import Scheme
@@ -68,9 +69,6 @@ class Names:
     norm: Path = ("model.norm", "model.norm")
     head: Path = ("lm_head", "lm_head")
     qkv: Path = ("self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    q: Path = ("self_attn.q_proj", "self_attn.q_proj")
-    k: Path = ("self_attn.k_proj", "self_attn.k_proj")
-    v: Path = ("self_attn.v_proj", "self_attn.v_proj")
     o: Path = ("self_attn.o_proj", "self_attn.o_proj")
     q_norm: Path = ("self_attn.q_norm", "self_attn.q_norm")
     k_norm: Path = ("self_attn.k_norm", "self_attn.k_norm")
@@ -102,6 +100,7 @@ class DecoderSpec:
     tied: bool = False
     activation: Activation = "silu"
     fused_qkv: bool = True
+    """False: query, key and value are three parameters under the checkpoint's names."""
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False
@@ -121,6 +120,8 @@ class DecoderSpec:
     """Rotary embedding of the local layers where it differs."""
     experts: Experts | None = None
     float_layers: tuple[str, ...] = ()
+    split_layers: tuple[str, ...] = ()
+    """Fused layers that fall apart into their checkpoint parts, by MLC path."""
 
     @property
     def attention_scale(self) -> float:
@@ -154,13 +155,21 @@ def sizes(config: DecoderConfig) -> dict[str, Any]:
         "vocab": config.vocab_size,
         "eps": config.rms_norm_eps,
         "float_layers": config.float_layers,
+        "split_layers": config.split_layers,
     }
 
 
 def all_weights(spec: DecoderSpec) -> list[Weight]:
-    """Every weight in MLC's parameter order."""
-    outer = model_weights(spec)
-    return [outer.pop("embed"), *_layers(spec), *outer.values()]
+    """Every weight in MLC's parameter order; ConfigError where nothing is fused to be split."""
+    outer, inner = model_weights(spec), [layer_weights(spec, i) for i in range(spec.layers)]
+    slots = [weights for layer in inner for weights in layer.values()]
+    split = sum(len(weights) > 1 for weights in slots)
+    if split != len(spec.split_layers) + (0 if spec.fused_qkv else spec.layers):
+        raise ConfigError(
+            "split_layers names what is no fused layer of this model",
+            found=", ".join(spec.split_layers),
+        )
+    return [outer.pop("embed"), *chain.from_iterable(slots), *outer.values()]
 
 
 def model_weights(spec: DecoderSpec) -> dict[str, Weight]:
@@ -175,29 +184,26 @@ def model_weights(spec: DecoderSpec) -> dict[str, Weight]:
     return table
 
 
-def layer_weights(spec: DecoderSpec, index: int) -> dict[str, Weight]:
-    """Slot -> weight of one layer, in MLC's order."""
-    slots = {**_attention(spec), **_mlp(spec), **_norms(spec)}
+def layer_weights(spec: DecoderSpec, index: int) -> dict[str, tuple[Weight, ...]]:
+    """Slot -> weight of one layer, in MLC's order; its parts where a fused one is split."""
     ours, theirs = (name.format(index) for name in spec.names.layer)
-    return {slot: _below(w, ours, theirs) for slot, w in slots.items()}
 
+    def placed(slot: str, weight: Weight) -> tuple[Weight, ...]:
+        split = f"{ours}.{weight.path}" in spec.split_layers
+        whole = not split and (slot != "qkv" or spec.fused_qkv)
+        return tuple(_below(w, ours, theirs) for w in ((weight,) if whole else _parts(weight)))
 
-def _layers(spec: DecoderSpec) -> Iterator[Weight]:
-    for index in range(spec.layers):
-        yield from layer_weights(spec, index).values()
+    slots = {**_attention(spec), **_mlp(spec), **_norms(spec)}
+    return {slot: placed(slot, weight) for slot, weight in slots.items()}
 
 
 def _attention(spec: DecoderSpec) -> dict[str, Weight]:
     names, hidden, bias = spec.names, spec.hidden, spec.qkv_bias
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    slots = {}
-    if spec.fused_qkv:
-        slots["qkv"] = _matrix(names.qkv, (q, kv, kv), hidden, bias=bias)
-    else:
-        slots["q"] = _matrix(names.q, (q,), hidden, bias=bias)
-        slots["k"] = _matrix(names.k, (kv,), hidden, bias=bias)
-        slots["v"] = _matrix(names.v, (kv,), hidden, bias=bias)
-    slots["o"] = _matrix(names.o, (hidden,), q, bias=spec.o_bias)
+    slots = {
+        "qkv": _matrix(names.qkv, (q, kv, kv), hidden, bias=bias),
+        "o": _matrix(names.o, (hidden,), q, bias=spec.o_bias),
+    }
     if spec.qk_norm:
         slots["q_norm"] = _norm(spec, names.q_norm, spec.head_dim)
         slots["k_norm"] = _norm(spec, names.k_norm, spec.head_dim)
@@ -238,6 +244,20 @@ def _experts(names: Path, rows: tuple[int, ...], k: int, count: int) -> Weight:
     path, *parts = names
     sources = tuple(part.format(number) for number in range(count) for part in parts)
     return Weight(path, sources, rows, k, experts=count)
+
+
+def _parts(weight: Weight) -> tuple[Weight, ...]:
+    """The sources as weights of their own, under the checkpoint's names; experts: one stack each.
+
+    Experts keep the checkpoint's name without their number (``mlp.experts.gate_proj``).
+    """
+    count = len(weight.rows)
+    names = (".".join(p for p in s.split(".") if not p.isdigit()) for s in weight.sources[:count])
+    stacks = (weight.sources[i::count] for i in range(count))
+    return tuple(
+        replace(weight, path=name, sources=stack, rows=(n,))
+        for name, stack, n in zip(names, stacks, weight.rows, strict=True)
+    )
 
 
 def _norm(spec: DecoderSpec, names: Path, width: int) -> Weight:

@@ -8,11 +8,11 @@ key and value stay separate parameters, under ``language_model.``, as MLC names 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_config import DecoderConfig, common
+from mlc_bridge.models.decoder_config import OURS, DecoderConfig, common
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Names, Rope, sizes
 from mlc_bridge.models.hf_config import GELU_TANH
 
@@ -40,12 +40,11 @@ class Gemma3TextConfig(DecoderConfig):
     attention_bias: bool = False
 
     def asdict(self) -> dict[str, Any]:
-        block = asdict(self)
-        kept = list(block.pop("float_layers"))
-        text = {k: v for k, v in block.items() if k not in OUTSIDE}
+        block = super().asdict()
+        text = {k: v for k, v in block.items() if k not in (*OUTSIDE, *OURS)}
         outer = {k: block[k] for k in (*OUTSIDE, *BOTH)}
-        outer |= {"text_config": text, "is_text_model": True}
-        return {**outer, "float_layers": kept} if kept else outer
+        ours = {k: v for k, v in block.items() if k in OURS}
+        return {**outer, "text_config": text, "is_text_model": True, **ours}
 
 
 class Gemma3Text(DecoderFamily):
