@@ -41,8 +41,8 @@ class QTensor:
             raise ValueError(f"scale of shape {self.scale.shape}, blocks {self.block} want {grid}")
         if self.zero is not None and self.zero.shape != grid:
             raise ValueError(f"zero of shape {self.zero.shape}, blocks {self.block} want {grid}")
-        if self.zero is not None and "uint" not in (self.kind[:4], self.zero.kind[:4]):
-            raise ValueError(f"a zero of {self.zero.kind} for codes of {self.kind}")
+        if self.zero is not None and self.zero.words.dtype.kind != "u":
+            raise ValueError(f"zero points of {self.zero.kind} are no unsigned integers")
 
     @property
     def shape(self) -> tuple[int, int]:

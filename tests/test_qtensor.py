@@ -94,3 +94,27 @@ def test_shapes_are_held_together() -> None:
         replace(q, scale=np.ones((8, 3), np.float16))
     with pytest.raises(ValueError, match="zero of shape"):
         replace(q, zero=constant_zero(8, (8, 3), NK4))
+
+
+def test_kinds_are_held_apart() -> None:
+    """Equal bits are not equal codes: float8 beside uint8, e4m3 beside e5m2."""
+    bytes_ = np.arange(64, dtype=np.uint8).reshape(2, 32)
+    words = [bytes_, bytes_.view(ml_dtypes.float8_e4m3fn), bytes_.view(ml_dtypes.float8_e5m2)]
+    one = np.ones((1, 1), np.float32)
+    parts = [QTensor(PackedArray(w, PLAIN, (2, 32)), one, None, (2, 32)) for w in words]
+    assert [p.kind for p in parts] == ["uint8", "float8_e4m3fn", "float8_e5m2"]
+    assert make(8, 32, (1, 8), "awq").kind == "uint4"
+    for first, second in ((0, 1), (1, 2)):
+        with pytest.raises(ValueError, match="kind of codes"):
+            concat([parts[first], parts[second]])
+    with pytest.raises(ValueError, match="zero points of float8_e4m3fn"):
+        replace(parts[0], zero=PackedArray(one.astype(ml_dtypes.float8_e4m3fn), PLAIN, (1, 1)))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float32, ml_dtypes.float8_e4m3fn])
+def test_only_unsigned_codes_are_packed(dtype: type) -> None:
+    with pytest.raises(ValueError, match="unsigned"):
+        pack(np.full((8, 8), -1, np.int8).astype(dtype), NK4)
+    if dtype != ml_dtypes.float8_e4m3fn:
+        with pytest.raises(ValueError, match="neither unsigned nor float8"):
+            PackedArray(np.ones((8, 8), dtype), PLAIN, (8, 8))

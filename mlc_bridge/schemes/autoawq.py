@@ -35,9 +35,10 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import AWQ, Array, PackedArray, pack, repack
 from mlc_bridge.qtensor import QTensor, constant_zero
+from mlc_bridge.schemes.fit import misfit
 from mlc_bridge.schemes.group_rounding import round_asymmetric
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
-from mlc_bridge.schemes.regroup import narrow_scale, regroup, why_not
+from mlc_bridge.schemes.regroup import narrow_scale, regroup
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -113,17 +114,9 @@ class AutoAWQ:
 
     def _check(self, q: QTensor, layer: str) -> None:
         (n, k), g = q.shape, self.group or q.shape[1]
-        reason = None
-        if q.bits != 4:
-            reason = f"its codes have {q.bits} bits, the scheme's 4"
-        elif q.perm is not None:
-            reason = "its input columns are permuted (activation order)"
-        elif q.input_scale is not None:
-            reason = "it brings a static activation scale"
-        elif n % 8 or k % g:
+        reason = misfit(q, ("uint4",), g)
+        if n % 8 or k % g:
             reason = f"shape [{n}, {k}] needs n % 8 == 0 and k % {g} == 0"
-        else:
-            reason = why_not(q, g)
         if reason:
             raise CannotExpress(layer, self.name, reason)
 

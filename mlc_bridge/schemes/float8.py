@@ -124,3 +124,4 @@ def _u32(value: int) -> Expr:
 
 E4M3 = Float8("float8_e4m3fn", 3, 7, 448.0)
 E5M2 = Float8("float8_e5m2", 2, 15, 57344.0)
+FORMATS = {row.name: row for row in (E4M3, E5M2)}

@@ -34,6 +34,7 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray
 from mlc_bridge.qtensor import QTensor
+from mlc_bridge.schemes.fit import misfit
 from mlc_bridge.schemes.float8 import E4M3, E5M2, Float8, on_cuda
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul
 from mlc_bridge.schemes.scheme import Role, Spec
@@ -81,7 +82,7 @@ class PerTensor:
 
         Parts that are not float8 with one scale each come back as they are: ``encode`` judges.
         """
-        ours = all(p.scale.size == 1 and p.codes.words.dtype == self.float8.dtype for p in parts)
+        ours = all(p.scale.size == 1 and p.kind == self.float8.name for p in parts)
         if not ours or not self.scaled:
             return list(parts), ()
         scale = max(np.float32(p.scale.max()) for p in parts)
@@ -151,20 +152,12 @@ class PerTensor:
 
     def _check(self, q: QTensor, layer: str) -> None:
         """Refuses what one scale and this float8 cannot hold."""
-        words = q.codes.words
-        reason = None
-        if words.dtype != self.float8.dtype:
-            reason = f"its codes are {words.dtype}, the scheme's {self.float8.name}"
-        elif q.zero is not None or q.perm is not None:
-            reason = "it has zero points or permuted columns"
-        elif len(np.unique(q.scale)) > 1:
-            reason = f"it has {len(np.unique(q.scale))} different scales, the scheme one"
-        elif not self.scaled and q.scale.flat[0] != 1:
-            reason = f"it has a scale of {float(q.scale.flat[0]):.4g}, the scheme has none"
-        elif not self.scaled and q.input_scale is not None:
-            reason = "it brings a static activation scale"
-        elif not self.float8.finite(words):
-            reason = "it holds NaN or infinity codes"
+        reason = misfit(q, (self.float8.name,), zeros=False, static=self.scaled)
+        scales = np.unique(q.scale)
+        if not reason and len(scales) > 1:
+            reason = f"it has {len(scales)} different scales, the scheme one"
+        elif not reason and not self.scaled and scales[0] != 1:
+            reason = f"it has a scale of {float(scales[0]):.4g}, the scheme has none"
         if reason:
             raise CannotExpress(layer, self.name, reason)
 

@@ -25,6 +25,7 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray
 from mlc_bridge.qtensor import QTensor
+from mlc_bridge.schemes.fit import misfit
 from mlc_bridge.schemes.float8 import E4M3
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul
 from mlc_bridge.schemes.scheme import Role, Spec
@@ -68,17 +69,11 @@ class BlockScale:
         words, (rows, columns) = q.codes.words, q.block
         step = BLOCK // rows if rows in (1, BLOCK) else 0
         scale = q.scale[::step] if step else q.scale
-        reason = None
-        if words.dtype != E4M3.dtype or q.zero is not None or q.perm is not None:
-            reason = f"its codes are {words.dtype} or have zero points, the scheme's {E4M3.name}"
-        elif q.input_scale is not None:
-            reason = "it brings a static activation scale"
-        elif columns != BLOCK or not step:
+        reason = misfit(q, (E4M3.name,), zeros=False)
+        if not reason and (columns != BLOCK or not step):
             reason = f"its scale blocks are {q.block}, the scheme's ({BLOCK}, {BLOCK})"
-        elif not np.array_equal(np.repeat(scale, step, axis=0)[: len(q.scale)], q.scale):
+        elif not reason and not _same_rows(scale, step, q.scale):
             reason = f"its layers do not fill whole blocks of {BLOCK} rows"
-        elif not E4M3.finite(words):
-            reason = "it holds NaN codes"
         if reason:
             raise CannotExpress(layer, self.name, reason)
         return {"weight": words, "weight_scale_inv": scale.astype(np.float32)}
@@ -107,6 +102,11 @@ class BlockScale:
             return exact.astype(self.model_dtype)
 
         return te.compute(weight.shape, value, name="dequantize")
+
+
+def _same_rows(scale: Array, step: int, every: Array) -> bool:
+    """Whether ``every`` row of scales is that of its block."""
+    return np.array_equal(np.repeat(scale, step, axis=0)[: len(every)], every)
 
 
 ROWS = (BlockScale("fp8_e4m3fn_bf16_block_scale"),)

@@ -31,9 +31,10 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray, Packing, pack
 from mlc_bridge.qtensor import QTensor, constant_zero
+from mlc_bridge.schemes.fit import misfit
 from mlc_bridge.schemes.group_rounding import round_groups
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
-from mlc_bridge.schemes.regroup import extremes, narrow_scale, regroup, spread, why_not
+from mlc_bridge.schemes.regroup import extremes, narrow_scale, regroup, spread
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ class GroupQuant:
 
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
         """Exact, or CannotExpress; see the module docstring for what fits."""
-        self._check(q, layer)
+        reason = misfit(q, (f"uint{self.bits}",), self.group)
+        if reason:
+            raise CannotExpress(layer, self.name, reason)
         words, sign = self._words(q, layer)
         scale = narrow_scale(q, self.model_dtype, layer, self.name)
         if sign is not None:
@@ -149,19 +152,6 @@ class GroupQuant:
             )
 
         return dequantize
-
-    def _check(self, q: QTensor, layer: str) -> None:
-        reason = None
-        if q.bits != self.bits:
-            reason = f"its codes have {q.bits} bits, the scheme's {self.bits}"
-        elif q.perm is not None:
-            reason = "its input columns are permuted (activation order)"
-        elif q.input_scale is not None:
-            reason = "it brings a static activation scale"
-        else:
-            reason = why_not(q, self.group)
-        if reason:
-            raise CannotExpress(layer, self.name, reason)
 
     def _words(self, q: QTensor, layer: str) -> tuple[Array, Array | None]:
         """NK words with zero moved to the middle, and -1 for each block that had to be negated."""

@@ -28,15 +28,17 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray
 from mlc_bridge.qtensor import QTensor
+from mlc_bridge.schemes.fit import misfit
 from mlc_bridge.schemes.group_rounding import round_groups
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
-from mlc_bridge.schemes.regroup import narrow_scale, regroup, why_not
+from mlc_bridge.schemes.regroup import narrow_scale, regroup
 from mlc_bridge.schemes.scheme import Role, Spec
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
 
 _SUFFIXES = ("q_weight", "q_zero", "q_scale")
+_KINDS = tuple(f"uint{bits}" for bits in range(8, 0, -1))
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,12 @@ class Int8:
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
         """Exact, or CannotExpress; a static activation scale is left out, see the module."""
         g = self.group or q.shape[1]
-        reason = why_not(q, g)
-        if q.bits > 8 or q.codes.words.dtype.kind not in "iu":
-            reason = "its codes are not integers of up to 8 bits"
-        elif q.perm is not None:
-            reason = "its input columns are permuted (activation order)"
+        zero = np.zeros(q.grid, np.uint8) if q.zero is None else q.zero.unpack()
+        reason = misfit(q, _KINDS, g, static=True)
+        if int(zero.max(initial=0)) > 256:
+            reason = f"a zero point is {int(zero.max())}, the scheme's reach 256"
         if reason:
             raise CannotExpress(layer, self.name, reason)
-        zero = np.zeros(q.grid, np.uint8) if q.zero is None else q.zero.unpack()
         scale = narrow_scale(q, self.model_dtype, layer, self.name)
         return {
             "q_weight": q.codes.unpack(),

@@ -15,21 +15,11 @@ from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES
 
 
-def why_not(q: QTensor, group: int) -> str | None:
-    """Why the blocks of ``q`` do not divide into rows of groups of ``group`` columns, or None."""
-    k, width = q.shape[1], q.block[1]
-    if width == group or (width % group == 0 and (k % group == 0 or width >= k)):
-        return None
-    if width >= k and k % group == 0:
-        return None
-    return f"groups of {width} do not divide into groups of {group}"
-
-
 def regroup(grid: Array, q: QTensor, group: int) -> Array:
     """``grid`` ``[ceil(n/bn), ceil(k/bk)]`` of ``q`` as ``[n, ceil(k/group)]``.
 
     The grid itself where it has that shape. Keeps the memory order (AutoAWQ stores scales
-    ``[k/g, n]``). Call ``why_not`` first.
+    ``[k/g, n]``). Ask ``misfit`` first.
     """
     (n, k), (rows, width) = q.shape, q.block
     groups = -(-k // group)
@@ -83,7 +73,6 @@ def narrow_scale(q: QTensor, dtype: str, layer: str, scheme: str) -> Array:
 
 def _alive(q: QTensor) -> Array:
     """Blocks with a weight that is not 0."""
-    codes = q.codes.unpack().astype(np.int16)
-    low, high = extremes(codes, q)
-    zero = np.int16(0) if q.zero is None else q.zero.unpack().astype(np.int16)
+    low, high = extremes(q.codes.unpack().astype(np.float32), q)
+    zero = np.float32(0) if q.zero is None else q.zero.unpack().astype(np.float32)
     return (low != zero) | (high != zero)

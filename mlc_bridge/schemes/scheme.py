@@ -52,7 +52,11 @@ class Scheme(Protocol):
         ...
 
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
-        """The layer's parameters, codes and zeros unrounded; CannotExpress names ``layer``."""
+        """The layer's parameters: the same codes and zeros, or CannotExpress naming ``layer``.
+
+        Scales of another dtype than the scheme's round once, by half a unit in the last place at
+        most (``regroup.narrow_scale``); conversion counts them (``ConvertReport.scales_rounded``).
+        """
         ...
 
     def decode(self, p: Mapping[str, Array]) -> QTensor:

@@ -107,7 +107,7 @@ def eight_bit(q):
 @pytest.mark.parametrize(
     ("change", "name", "reason"),
     [
-        (eight_bit, "q4f16_autoawq", "8 bits"),
+        (eight_bit, "q4f16_autoawq", "uint8"),
         (lambda q: replace(q, perm=np.arange(K)[::-1]), "q4f16_autoawq", "activation order"),
         (lambda q: replace(q, input_scale=np.float32(1)), "q4f16_autoawq", "activation scale"),
         (lambda q: q, "q4f16_autoawq_gk", "groups of 128 do not divide into groups of 256"),

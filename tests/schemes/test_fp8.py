@@ -199,11 +199,11 @@ def test_refusals_name_layer_and_reason():
         (e4m3, concat([q, float8_tensor(0.02)]), "2 different scales"),
         (e4m3, replace(q, perm=np.arange(K)), "permuted"),
         (e4m3, nan, "NaN"),
-        (e4m3, four_bits, "uint32"),
+        (e4m3, four_bits, "uint4"),
         (e5m2, q, "float8_e4m3fn"),
         (e5m2, replace(e5m2.quantize(weight()), scale=np.full((1, 1), 2.0)), "scale of 2"),
         (block, q, "blocks"),
-        (block, four_bits, "uint32"),
+        (block, four_bits, "uint4"),
     ]
     for scheme, tensor, reason in cases:
         with pytest.raises(CannotExpress, match=rf"layer\.7.*{reason}"):

@@ -149,7 +149,7 @@ def test_a_narrow_asymmetric_group_lands_exactly():
     [
         (lambda q: replace(q, zero=constant_zero(3, q.grid, PLAIN)), "from -3 to 12 in one group"),
         (lambda q: source(8, group=16), "groups of 16 do not divide into groups of 32"),
-        (lambda q: replace(q, codes=pack(q.codes.unpack(), PLAIN)), "8 bits"),
+        (lambda q: replace(q, codes=pack(q.codes.unpack(), PLAIN)), "uint8, the scheme's uint4"),
         (lambda q: replace(q, perm=np.arange(128)), "activation order"),
         (lambda q: replace(q, input_scale=np.float32(1)), "activation scale"),
         (lambda q: replace(q, scale=q.scale.astype(np.float32) * 1e8), "normal range"),
