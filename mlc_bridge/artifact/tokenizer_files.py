@@ -65,14 +65,26 @@ class TokenizerFiles:
         """MLC's ``tokenizer_info`` block."""
         return tokenizer_info(self._fast)
 
-    @property
-    def size(self) -> int | None:
-        """Number of token ids, those added by tokenizer_config.json included."""
+    @cached_property
+    def ids(self) -> Mapping[int, str]:
+        """Id -> token, those added by tokenizer_config.json included; ids may have holes.
+
+        Empty without tokenizer.json.
+        """
         if self._fast is None:
-            return None
+            return {}
         known = self._backend.get_vocab(with_added_tokens=True)
-        listed = (self.settings.get("added_tokens_decoder") or {}).values()
-        return len(known) + len({t["content"] for t in listed} - known.keys())
+        listed = self.settings.get("added_tokens_decoder") or {}
+        return {int(i): t["content"] for i, t in listed.items()} | {i: t for t, i in known.items()}
+
+    @property
+    def added(self) -> set[int]:
+        """Ids of the tokens that are found in a text as they stand, not built from its pieces."""
+        listed = self.settings.get("added_tokens_decoder") or {}
+        return {
+            *map(int, listed),
+            *(self._backend.get_added_tokens_decoder() if self._fast else ()),
+        }
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:

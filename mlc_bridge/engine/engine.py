@@ -43,6 +43,7 @@ from mlc_bridge.engine.runtime import EngineConfig, Mode, Runtime
 from mlc_bridge.engine.sampler import Sampling
 from mlc_bridge.engine.scheduler import Sequence as Prompt
 from mlc_bridge.engine.tokenizer import Tokenizer
+from mlc_bridge.engine.vocabulary import Vocabulary, check_ids, within
 from mlc_bridge.errors import ContextOverflow, EngineError
 
 Request = ChatCompletionRequest | CompletionRequest
@@ -72,6 +73,7 @@ class MLCEngine:
         directory = Path(model).expanduser()
         self.config = ChatConfig.load(directory)
         self.tokenizer = Tokenizer(directory, self.config.tokenizer_info)
+        self._vocabulary = self._known_ids()
         runtime = Runtime.open(directory, model_lib, device=device, mode=mode, config=engine_config)
         self.model, self.model_lib = str(model), runtime.library.path
         self.device, self.limits = str(runtime.library.device), runtime.limits
@@ -106,8 +108,18 @@ class MLCEngine:
     ) -> None:
         self.terminate()
 
+    def _known_ids(self) -> Vocabulary:
+        """What may be drawn. Raises EngineError for a begin token that the model does not have."""
+        template, size = self.config.conv_template, self.config.vocab_size
+        check_ids(template.system_prefix_token_ids or (), size, "system_prefix_token_ids")
+        return Vocabulary.of(size, (*self.tokenizer.ids, *template.stop_token_ids))
+
     def start(self, tokens: Sequence[int], request: Request) -> Deltas:
-        """Begin ``request.n`` answers to the prompt ``tokens``. Raises ContextOverflow."""
+        """Begin ``request.n`` answers to the prompt ``tokens``.
+
+        Raises ContextOverflow, and EngineError for an id that the model does not have.
+        """
+        check_ids(tokens, self._vocabulary.size, "the prompt")
         room = self.limits.context_window - len(tokens)
         if not tokens:
             raise EngineError("the prompt is empty")
@@ -129,7 +141,7 @@ class MLCEngine:
         seeds = [None if request.seed is None else request.seed + i for i in range(request.n)]
         return [
             Generation(
-                i, wish, seed, self.tokenizer, out,
+                i, wish, seed, self.tokenizer, self._vocabulary, out,
                 streaming=request.stream, grammar=self._grammar(request, wish),
             )
             for i, seed in enumerate(seeds)
@@ -143,8 +155,9 @@ class MLCEngine:
 
     @cached_property
     def _grammars(self) -> Grammars:
-        stops = self.config.conv_template.stop_token_ids
-        return Grammars(self.tokenizer, self.config.vocab_size, stops)
+        size = self._vocabulary.size
+        stops = within(self.config.conv_template.stop_token_ids, size)
+        return Grammars(self.tokenizer, size, stops)
 
     def _wish(self, request: Request, room: int) -> Wish:
         template = self.config.conv_template
@@ -163,12 +176,7 @@ class MLCEngine:
             return float(next((v for v in (asked, model) if v is not None), default))
 
         bias = request.logit_bias or {}
-        if bad := [t for t in bias if not 0 <= t < self.config.vocab_size]:
-            raise EngineError(
-                "logit_bias names no token",
-                found=bad[0],
-                expected=f"0 to {self.config.vocab_size - 1}",
-            )
+        check_ids(bias.keys(), self._vocabulary.size, "logit_bias")
         return Sampling(
             temperature=pick("temperature", 1.0),
             top_p=pick("top_p", 1.0),
@@ -176,7 +184,7 @@ class MLCEngine:
             frequency_penalty=pick("frequency_penalty", 0.0),
             # As in MLC, a model's own default for this one is not applied.
             repetition_penalty=request.repetition_penalty or 1.0,
-            logit_bias=bias,
+            logit_bias={t: b for t, b in bias.items() if t < self._vocabulary.end},
             logprobs=request.alternatives,
         )
 
@@ -253,22 +261,14 @@ class Completions:
     ) -> CompletionResponse | Iterator[CompletionResponse]:
         """As ``create``, for a request that is already parsed."""
         engine = self._engine
-        tokens = self._tokens(request.prompt)
+        prompt = request.prompt
+        tokens = engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        deltas = engine.start(tokens, request)
         prefix = engine.tokenizer.decode(tokens) if request.echo else ""
-        deltas, frame = engine.start(tokens, request), engine.frame(tokens, request, prefix)
+        frame = engine.frame(tokens, request, prefix)
         if request.stream:
             return completion_stream(frame, deltas, request.n)
         return completion_response(frame, deltas, request.n)
-
-    def _tokens(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return self._engine.tokenizer.encode(prompt)
-        vocab = self._engine.config.vocab_size
-        if bad := [t for t in prompt if not 0 <= t < vocab]:
-            raise EngineError(
-                "the prompt holds no token", found=bad[0], expected=f"0 to {vocab - 1}"
-            )
-        return prompt
 
 
 def parse(kind: type[R], fields: dict[str, Any]) -> R:

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 from mlc_bridge.engine.sampler import Sampler, Sampling, TokenLogprobs
 from mlc_bridge.engine.text_stream import TextStream
 from mlc_bridge.engine.tokenizer import Tokenizer
+from mlc_bridge.engine.vocabulary import Vocabulary
 from mlc_bridge.errors import EngineError
 from mlc_bridge.packing import Array
 
@@ -72,6 +73,7 @@ class Generation:
         wish: Wish,
         seed: int | None,
         tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
         out: SimpleQueue[Delta],
         *,
         streaming: bool,
@@ -79,7 +81,7 @@ class Generation:
     ) -> None:
         self.index, self.cancelled = index, False
         self.out, self._wish, self._streaming, self._grammar = out, wish, streaming, grammar
-        self._sampler = Sampler(wish.sampling, seed)
+        self._sampler, self._vocabulary = Sampler(wish.sampling, seed), vocabulary
         self._text = TextStream(tokenizer, wish.stop_strings)
         self._count = 0
         self._delta = Delta(index)
@@ -91,6 +93,7 @@ class Generation:
         """
         if self.cancelled:
             return None
+        logits = logits[: self._vocabulary.end]
         if not math.isfinite(peak := float(logits.max())):
             raise ModelFailure(
                 "the model's logits are not finite",
@@ -98,7 +101,7 @@ class Generation:
                 todo="Check the weights with mlc-bridge verify",
             )
         mask = None if self._grammar is None else self._grammar.mask()
-        token, logprobs = self._sampler.next(logits, mask)
+        token, logprobs = self._sampler.next(logits, self._vocabulary.allowed(mask))
         self._count += 1
         self._delta.generated += 1
         if logprobs is not None and token not in self._wish.stop_tokens:

@@ -57,9 +57,10 @@ class Grammars:
             ) from None
         self._vocab_size, self._stop_tokens = vocab_size, stop_tokens
         # Special tokens have no bytes here: they are no text, so no grammar allows them.
-        pieces = [b"" if i in tokenizer.special else b for i, b in enumerate(tokenizer.vocabulary)]
+        special = tokenizer.special
+        pieces = [b"" if i in special else tokenizer.bytes_of(i) for i in range(vocab_size)]
         info = xgrammar.TokenizerInfo(
-            pieces[:vocab_size], vocab_size=vocab_size, stop_token_ids=list(stop_tokens) or None
+            pieces, vocab_size=vocab_size, stop_token_ids=list(stop_tokens) or None
         )
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=1)
 

@@ -22,6 +22,7 @@ from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.engine.library import Library, find_library, open_library
 from mlc_bridge.engine.memory import available_memory
 from mlc_bridge.engine.parameters import load_parameters
+from mlc_bridge.engine.vocabulary import check_ids
 from mlc_bridge.errors import ArtifactError, ConfigError
 from mlc_bridge.packing import Array
 
@@ -141,8 +142,7 @@ class Runtime:
         """
         lengths = [len(run) for run in runs]
         total = sum(lengths)
-        ids = np.fromiter((token for run in runs for token in run), np.int32, total)
-        hidden = self._embedded(ids, (1, total))
+        hidden = self._embedded([token for run in runs for token in run], (1, total))
         self._begin(self._kv, self._shape(sequences), self._shape(lengths))
         if len(runs) == 1:
             out = self._prefill(hidden, self._kv, self._params)
@@ -155,7 +155,7 @@ class Runtime:
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Array:
         """Append ``tokens[i]`` to ``sequences[i]``; logits ``[len(tokens), vocab]``."""
         count = len(tokens)
-        hidden = self._embedded(np.array(tokens, np.int32), (count, 1))
+        hidden = self._embedded(tokens, (count, 1))
         self._begin(self._kv, self._shape(sequences), self._shape([1] * count))
         function = self._decode if count == 1 else self._batch_decode
         out = function(hidden, self._kv, self._params)
@@ -169,7 +169,7 @@ class Runtime:
         """
         if not self.library.vm.module.implements_function("batch_verify"):
             raise ArtifactError("the lib has no function batch_verify", where=self.library.path)
-        hidden = self._embedded(np.array(run, np.int32), (1, len(run)))
+        hidden = self._embedded(run, (1, len(run)))
         self._begin(self._kv, self._shape([sequence]), self._shape([len(run)]))
         out = self.library.vm["batch_verify"](hidden, self._kv, self._params)
         self._end(self._kv)
@@ -208,8 +208,10 @@ class Runtime:
             window, sink = self.limits.sliding_window, self.limits.attention_sink
             self._slide(self._kv, sequence, window, sink)
 
-    def _embedded(self, ids: Array, leading: tuple[int, int]) -> Any:
-        rows = self._embed(self._tensor(ids), self._params)
+    def _embedded(self, ids: Sequence[int], leading: tuple[int, int]) -> Any:
+        # The kernel reads whatever lies at a row that does not exist.
+        check_ids(ids, self.vocab_size, "token ids")
+        rows = self._embed(self._tensor(np.array(ids, np.int32)), self._params)
         return rows._create_view((*leading, rows.shape[-1]))
 
     def _tensor(self, array: Array) -> Any:

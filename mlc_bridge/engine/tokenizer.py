@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Tokenizer:
         """The bytes a token stands for; empty for an id without text (padding of the
         vocabulary).
         """
-        return self._bytes[token] if token < len(self._bytes) else b""
+        return self._bytes.get(token, b"")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of whole sequences; malformed UTF-8 becomes U+FFFD."""
@@ -69,14 +69,14 @@ class Tokenizer:
         return text.removeprefix(" ") if self.strips_first_space else text
 
     @property
-    def vocabulary(self) -> list[bytes]:
-        """The bytes of every id."""
-        return self._bytes
+    def ids(self) -> Collection[int]:
+        """The ids that are tokens, in any order; a vocabulary may have holes."""
+        return self._bytes.keys()
 
-    def _table(self, byte_level: bool) -> list[bytes]:
+    def _table(self, byte_level: bool) -> dict[int, bytes]:
         added = self._tokens.get_added_tokens_decoder()
         vocab = self._tokens.get_vocab(with_added_tokens=True)
-        table = [b""] * (max(vocab.values(), default=-1) + 1)
+        table: dict[int, bytes] = {}
         alphabet = byte_alphabet() if byte_level else {}
         for piece, i in vocab.items():
             if i in added:

@@ -9,7 +9,7 @@ Everything is worked out before the first file is written, the config last.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigRepor
         update={
             "tokenizer_files": list(tokenizer.names),
             "tokenizer_info": tokenizer.info,
-            "active_vocab_size": tokenizer.size or config.vocab_size,
+            "active_vocab_size": active_vocab_size(
+                config.vocab_size, (*tokenizer.ids, *derived.conversation.stop_token_ids)
+            ),
         }
     )
     progress("config", 1, 2)
@@ -105,6 +107,14 @@ def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigRepor
         tokenizer.names,
         (*tokenizer.notes, *derived.notes, *_stop_notes(chat)),
     )
+
+
+def active_vocab_size(vocab_size: int, ids: Iterable[int]) -> int:
+    """The highest id that the model can give, plus one: what follows is padding.
+
+    Not the number of tokens: ids may have holes, and what ends an answer often stands behind them.
+    """
+    return max((i for i in ids if 0 <= i < vocab_size), default=vocab_size - 1) + 1
 
 
 def _checkpoint_dir(job: GenConfigJob) -> Path:

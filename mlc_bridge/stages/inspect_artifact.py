@@ -153,15 +153,24 @@ def _tokenizer_said(path: Path) -> str:
     files = TokenizerFiles.read(path)
     if "tokenizer.json" not in files.names:
         raise ArtifactError("no tokenizer.json", where=path)
-    config = ChatConfig.load(path)
-    if files.size is not None and files.size > config.vocab_size:
+    vocab = ChatConfig.load(path).vocab_size
+    said = f"{len(files.ids)} tokens for a vocabulary of {vocab}"
+    beyond = {i: token for i, token in files.ids.items() if i >= vocab}
+    if ordinary := sorted(beyond.keys() - files.added):
         raise ArtifactError(
-            "the tokenizer knows more tokens than the model",
+            "ordinary text gives ids that the model does not have: another model's tokenizer",
             where=path,
-            found=files.size,
-            expected=f"at most {config.vocab_size}",
+            found=f"{beyond[ordinary[0]]!r} is {ordinary[0]}",
+            expected=f"ids below {vocab}",
         )
-    return f"{files.size} tokens for a vocabulary of {config.vocab_size}"
+    if not beyond:
+        return said
+    first = min(beyond)
+    # gemma-3's text models bring such a one: <image_soft_token>.
+    return (
+        f"{said}; {len(beyond)} beyond it ({beyond[first]!r} is {first}), which the model cannot "
+        "give and a prompt must not hold"
+    )
 
 
 def _weights_said(cache: TensorCache, md5: bool) -> str:

@@ -195,10 +195,14 @@ def _weights(ckpt: Checkpoint, source_format: str) -> Iterator[tuple[str, Array]
 
 
 def _windows(job: VerifyJob) -> Sequence[Array]:
-    """int32 ids ``[window]`` each, cut from the text one after the other."""
+    """int32 ids ``[window]`` each, cut from the text one after the other.
+
+    What the tokenizer knows and the model does not (gemma-3's image token) is left out.
+    """
     config = ChatConfig.load(job.model_dir)
     window = min(job.window, config.context_window_size)
-    ids = TokenizerFiles.read(Path(job.model_dir)).encode(_text(job))
+    read = TokenizerFiles.read(Path(job.model_dir)).encode(_text(job))
+    ids = [i for i in read if i < config.vocab_size]
     count = min(job.tokens, len(ids)) // window
     if count < 1:
         raise ConfigError(

@@ -72,9 +72,9 @@ def edited(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_size_and_ids_are_hugging_faces(directory: Path) -> None:
+def test_ids_are_hugging_faces(directory: Path) -> None:
     files, peer = TokenizerFiles.read(directory), AutoTokenizer.from_pretrained(directory)
-    assert files.size == len(peer)
+    assert files.ids == {i: token for token, i in peer.get_vocab().items()}
     text = "def f(x):\n    return 'Grüße 世界' # <|im_end|>"
     assert files.encode(text) == peer.encode(text, add_special_tokens=False)
 
@@ -89,11 +89,12 @@ def test_truncation_is_taken_out(directory: Path, tmp_path: Path) -> None:
 
 
 def test_tokens_of_the_config_count(directory: Path) -> None:
-    before = TokenizerFiles.read(directory).size
-    added = {"4096": {"content": "<|new|>"}, "2": {"content": "<|im_end|>"}}
+    before = TokenizerFiles.read(directory)
+    added = {"4100": {"content": "<|new|>"}, "2": {"content": "<|im_end|>"}}
     edited(directory / "tokenizer_config.json", added_tokens_decoder=added)
-    assert before is not None
-    assert TokenizerFiles.read(directory).size == before + 1
+    files = TokenizerFiles.read(directory)
+    assert files.ids == {**before.ids, 4100: "<|new|>"}
+    assert files.added == {*before.added, 4100}
 
 
 def test_duplicated_added_token_is_refused(directory: Path) -> None:

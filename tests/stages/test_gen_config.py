@@ -87,6 +87,26 @@ def test_generation_values_come_in_mlcs_order(model: Path, tmp_path: Path) -> No
     assert found.conv_template.stop_token_ids == [2, 0]
 
 
+def test_active_vocabulary_ends_at_the_highest_id_not_at_the_number_of_tokens(
+    model: Path, tmp_path: Path
+) -> None:
+    """The end token often stands behind a hole; MLC gives probability 0 to what comes after."""
+    token = {"id": 4300, "content": "<|eot|>", "special": True, "single_word": False}
+    token |= {"lstrip": False, "rstrip": False, "normalized": False}
+    found = json.loads((model / "tokenizer.json").read_text())
+    found["model"]["vocab"]["<|eot|>"] = 4300
+    found["added_tokens"].append(token)
+    edited(model / "tokenizer.json", **found)
+
+    def active(**config: Any) -> int | None:
+        edited(model / "config.json", **config)
+        return gen_config(GenConfigJob(model, tmp_path / "out", "q0f32")).config.active_vocab_size
+
+    assert active(vocab_size=4352) == 4301
+    assert active(vocab_size=4300) == 4096  # one that the model cannot give counts for nothing
+    assert active(vocab_size=4352, eos_token_id=4310) == 4311  # an end token without a text
+
+
 def test_fingerprint_follows_the_graph_not_the_limits(model: Path, tmp_path: Path) -> None:
     def stamp(**changes: Any) -> str | None:
         job = GenConfigJob(model, tmp_path / "out", **({"quantization": "q0f16"} | changes))
