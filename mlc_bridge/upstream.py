@@ -209,6 +209,7 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
 
     start = time.perf_counter()
     chat = ChatConfig.load(job.model_dir)
+    _refuse_split(chat.arch_config)
     output = Path(job.output or Path(job.model_dir) / "lib.so")
     progress("compile", 0, 1)
     with _translated(job):
@@ -436,11 +437,22 @@ def _lib_fingerprint(chat: ChatConfig) -> str:
     return fingerprint(arch.name, config.asdict(), params)
 
 
+def _refuse_split(block: Mapping[str, Any]) -> None:
+    """MLC's graphs know fused layers only whole."""
+    if split := block.get("split_layers"):
+        raise ConfigError(
+            "MLC LLM cannot build a fused layer whose parts are stored differently",
+            found=", ".join(split[:4]),
+            todo="Use --backend embedded, which can",
+        )
+
+
 @contextmanager
 def _staged(
     home: Path, arch: Arch, block: Mapping[str, Any], plan: WeightPlan | None = None
 ) -> Iterator[Path]:
     """Links to the checkpoint's files beside a config.json and an index as MLC wants them."""
+    _refuse_split(block)
     with tempfile.TemporaryDirectory(prefix="mlc-bridge-") as folder:
         made = Path(folder)
         for file in home.iterdir():

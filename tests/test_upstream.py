@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from mlc_bridge import upstream
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
-from mlc_bridge.errors import MissingDependency
+from mlc_bridge.errors import ConfigError, MissingDependency
 from mlc_bridge.models import MODELS, Weight
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages.compile import CompileJob
@@ -44,6 +44,13 @@ def test_without_mlc_llm_it_says_what_to_install(tmp_path: Path) -> None:
         upstream.convert_weight(job)
     assert not (tmp_path / "out").exists()
     assert upstream.available() is None
+
+
+def test_a_split_layer_is_beyond_mlcs_graphs(tmp_path: Path) -> None:
+    block = {"split_layers": ["model.layers.0.self_attn.qkv_proj"]}
+    staged = upstream._staged(EXAMPLES / "stdlib-llama-7m", MODELS["llama"], block)
+    with pytest.raises(ConfigError, match=r"qkv_proj.*--backend embedded"), staged:
+        pass
 
 
 @pytest.mark.peer

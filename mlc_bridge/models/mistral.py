@@ -1,7 +1,9 @@
 """Mistral: a llama whose every layer may look back over a sliding window only.
 
 MLC gives up the context limit (-1) for a window, because its cache then rolls; here the window is
-a mask, exact as in Hugging Face, so the context limit stays what the checkpoint says.
+a mask, exact as in Hugging Face, so the context limit stays what the checkpoint says. An engine is
+told of no window (``sliding_window_size`` -1 in lib and chat config): one that rolled its cache
+under the mask would forget twice.
 """
 
 from __future__ import annotations

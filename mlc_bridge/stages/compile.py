@@ -233,7 +233,7 @@ def lib_metadata(
         "model_type": chat.model_type,
         "quantization": chat.quantization,
         "context_window_size": config.context_window_size,
-        "sliding_window_size": chat.sliding_window_size,
+        "sliding_window_size": -1,  # masked by the kernels; an engine must not roll its cache too
         "attention_sink_size": chat.attention_sink_size,
         "prefill_chunk_size": config.prefill_chunk_size,
         "max_batch_size": config.max_batch_size,

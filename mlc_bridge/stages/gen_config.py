@@ -232,7 +232,7 @@ def _chat_config(
             "model_config": block,
             "vocab_size": config.vocab_size,
             "context_window_size": block.get("context_window_size", -1),
-            "sliding_window_size": block.get("sliding_window_size", -1),
+            "sliding_window_size": -1,  # a window is a mask in our lib; else MLC's cache rolls too
             "prefill_chunk_size": config.prefill_chunk_size,
             "attention_sink_size": block.get("attention_sink_size", -1),
             "tensor_parallel_shards": block.get("tensor_parallel_shards", 1),

@@ -12,6 +12,8 @@ import pytest
 from mlc_bridge import GenConfigJob, gen_config
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
 from mlc_bridge.errors import ArtifactError, ConfigError, SourceError
+from mlc_bridge.models import MODELS
+from mlc_bridge.stages.compile import CompileJob, make_plan
 
 TEMPLATES = ("LM", "chatml", "llama-2", "llama-3", "mistral_default", "qwen2")
 
@@ -69,6 +71,28 @@ def test_sizes_of_the_command_line(model: Path, tmp_path: Path) -> None:
     assert config.arch_config["max_batch_size"] == 3
     again = ChatConfig.load(tmp_path / "out")
     assert again == config
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "phi3"])
+def test_a_window_is_masked_by_the_lib_alone(model: Path, tmp_path: Path, name: str) -> None:
+    """MLC's engine rolls its cache where lib or config tell it of a window: garbage on top of ours.
+
+    The graph keeps its window, and the context is the checkpoint's own.
+    """
+    tied = name.startswith("gemma")
+    edited(
+        model / "config.json",
+        model_type=name,
+        sliding_window=48,
+        tie_word_embeddings=tied,
+        query_pre_attn_scalar=64 if tied else None,
+    )
+    chat = gen_config(GenConfigJob(model, tmp_path / "out", "q0f16")).config
+    assert (chat.sliding_window_size, chat.context_window_size) == (-1, 2048)
+    plan = make_plan(CompileJob(tmp_path / "out", device="cpu"))
+    assert plan.metadata["sliding_window_size"] == -1
+    assert plan.metadata["context_window_size"] == 2048
+    assert MODELS[name].spec(plan.config).window == 48
 
 
 def test_a_size_the_architecture_lacks(model: Path, tmp_path: Path) -> None:
