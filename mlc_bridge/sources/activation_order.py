@@ -14,6 +14,7 @@ refuse it by name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -56,8 +57,14 @@ class FoldedOrder(Source):
     def check(self, ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> None:
         self.inner.check(ckpt, layer, shape)
 
+    def check_whole(self, ckpt: Checkpoint) -> None:
+        self.inner.check_whole(ckpt)
+
     def aside(self, ckpt: Checkpoint) -> tuple[str, ...]:
         return self.inner.aside(ckpt)
+
+    def copies(self, ckpt: Checkpoint) -> Mapping[str, str]:
+        return self.inner.copies(ckpt)
 
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
         return self.inner.findings(ckpt)

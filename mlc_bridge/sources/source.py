@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +66,10 @@ class Source(Protocol):
         """Headers only: every part is there, with the dtype and shape that [n, k] wants."""
         ...
 
+    def check_whole(self, ckpt: Checkpoint) -> None:
+        """Headers only: nothing of the whole checkpoint speaks against reading it; SourceError."""
+        return
+
     def read(self, ckpt: Checkpoint, layer: str) -> QTensor | Array:
         """The layer's weight: a QTensor, or the float array ``[n, k]`` where the layer is float."""
         ...
@@ -80,6 +85,10 @@ class Source(Protocol):
         parameters that no lib asks for); ``findings`` tells the user about them.
         """
         return tuple(name for name in ckpt.names if name.endswith(CACHE_SCALES))
+
+    def copies(self, ckpt: Checkpoint) -> Mapping[str, str]:
+        """Tensors that repeat another: name -> the other; who leaves one out compares the two."""
+        return {}
 
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
         """What the user should know about this checkpoint although it can be read; reads data."""

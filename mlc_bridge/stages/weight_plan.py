@@ -78,6 +78,7 @@ def make_plan(
     auto = quantization == "auto"
     scheme = choose_scheme(ckpt, fmt, weights) if auto else SCHEMES[quantization]
     plan = WeightPlan(ckpt, fmt, scheme, arch, config, weights)
+    fmt.check_whole(ckpt)
     for weight in weights:
         plan.params(weight)
         _check_sources(ckpt, fmt, weight)
@@ -100,7 +101,7 @@ def _check_sources(ckpt: Checkpoint, source: Source, weight: Weight) -> None:
 
 def _check_leftovers(plan: WeightPlan) -> None:
     """Every tensor of the checkpoint is used, or known to mean nothing here."""
-    known = set(plan.source.aside(plan.ckpt))
+    known = {*plan.source.aside(plan.ckpt), *_copies(plan)}
     for weight in plan.weights:
         for layer in weight.sources:
             if weight.role == "norm":
@@ -120,6 +121,18 @@ def _check_leftovers(plan: WeightPlan) -> None:
             found=", ".join(left[:4]) + more,
             todo="They change what the model computes, so the checkpoint is not converted",
         )
+
+
+def _copies(plan: WeightPlan) -> Sequence[str]:
+    """Tensors that repeat another one, each compared with it."""
+    copies = plan.source.copies(plan.ckpt)
+    for name, original in copies.items():
+        if not np.array_equal(plan.ckpt.tensor(name), plan.ckpt.tensor(original)):
+            raise SourceError(
+                "two tensors that should hold the same differ", where=name, expected=original,
+                todo="Which of the two is meant cannot be known; quantize the model again",
+            )  # fmt: skip
+    return tuple(copies)
 
 
 def _meaningless(ckpt: Checkpoint, name: str) -> bool:
