@@ -78,5 +78,5 @@ class Table(Mapping[str, T]):
 
 
 def table(room: str, *items: T) -> Table[T]:
-    """Build the table of a room (``sources``, ``schemes``, ``models``, ``schedules``)."""
+    """Build the table of a room (``sources``, ``schemes``, ``models``)."""
     return Table(room, items)

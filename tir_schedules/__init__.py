@@ -10,13 +10,21 @@ from __future__ import annotations
 
 from tvm.target import Target
 
+from .plugins import plugin_rules
 from .rule import Answer, Rule
 
 __all__ = ["RULES", "Answer", "Rule"]
 
 
 def RULES(target: Target) -> list[Rule]:
-    """The rules for `target`, most special first, the one that always applies last."""
+    """The rules for `target`, most special first, the one that always applies last.
+
+    Other packages' rules come before ours (see `plugins`).
+    """
+    return [*plugin_rules(), *_own_rules(target)]
+
+
+def _own_rules(target: Target) -> list[Rule]:
     if target.kind.name == "llvm":
         from . import cpu
 

@@ -30,7 +30,8 @@ import tir_schedules
 from mlc_bridge.compiler import passes
 from mlc_bridge.compiler.kv_cache import CacheLayout
 from mlc_bridge.compiler.linker import find_linker, link
-from mlc_bridge.errors import CompileError
+from mlc_bridge.errors import BridgeError, CompileError, ConfigError
+from tir_schedules.plugins import GROUP
 
 # Half of the lowering's time. The first sizes each kernel's buffers anew from what it can prove of
 # their use, which for our exact ones ends in long run-time expressions; the others are for GPUs.
@@ -80,7 +81,15 @@ def fuse() -> list[Pass]:
 
 
 def schedule(target: Target) -> list[Pass]:
-    apply = dlight.ApplyDefaultSchedule(*tir_schedules.RULES(target))
+    try:
+        rules = tir_schedules.RULES(target)
+    except ImportError as problem:
+        raise ConfigError(
+            str(problem),
+            where=GROUP,
+            todo="Repair or uninstall the package that brings it",
+        ) from problem
+    apply = dlight.ApplyDefaultSchedule(*rules)
     return [passes.without_tensor_cores(), apply] if target.kind.name == "cuda" else [apply]
 
 
@@ -147,7 +156,7 @@ def compile_module(
                     dump.mkdir(parents=True, exist_ok=True)
                     (dump / f"{number}-{name}.py").write_text(mod.script())
             return relax.build(mod, target, relax_pipeline=None)
-    except CompileError:
+    except BridgeError:
         raise
     except Exception as error:
         raise CompileError(

@@ -116,5 +116,9 @@ class Arch(Protocol):
         ...
 
     def graph(self, config: Any, scheme: Scheme) -> nn.Module:
-        """The relax module with MLC's parameter names and function set."""
+        """The relax module with MLC's parameter names and function set.
+
+        Beside its functions it has ``functions()``, the spec that ``export_tvm`` takes, and
+        ``spec``, the ``DecoderSpec`` that says what the KV cache must hold.
+        """
         ...

@@ -12,6 +12,7 @@ import inspect
 import json
 import time
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.compiler.cache import build_key, default_directory, fetch, store
 from mlc_bridge.compiler.linker import find_linker
 from mlc_bridge.compiler.target import kernel_flags, make_target, target_options
-from mlc_bridge.errors import CompileError, MissingDependency
+from mlc_bridge.errors import CompileError, ConfigError, MissingDependency
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.arch import parameters
 from mlc_bridge.schemes import SCHEMES
@@ -172,6 +173,12 @@ def make_unit(plan: CompilePlan, target: Target) -> Unit:
     config = plan.config
     with target:
         graph = plan.arch.graph(config, plan.scheme)
+        if missing := [name for name in ("functions", "spec") if not hasattr(graph, name)]:
+            raise CompileError(
+                f"the graph of the architecture {plan.arch.name} lacks {' and '.join(missing)}",
+                where=type(graph).__qualname__,
+                todo="models/arch.py says what a graph brings",
+            )
         mod, _ = graph.export_tvm(spec=graph.functions())[:2]
     return Unit(
         mod=mod,
@@ -193,8 +200,25 @@ def _source(kind: type) -> Path:
 
 
 def _schedules() -> list[Path]:
+    """Where the schedule rules stand, those of other packages too."""
     found = importlib.util.find_spec("tir_schedules")
-    return [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    own = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    return [*own, *(_place(entry) for entry in entry_points(group="mlc_bridge.schedules"))]
+
+
+def _place(entry: EntryPoint) -> Path:
+    """The module's file; of a module inside a package the folder."""
+    try:
+        found = importlib.util.find_spec(entry.module)
+    except ImportError:
+        found = None
+    if found is None or found.origin is None:
+        raise ConfigError(
+            f"the schedule plugin {entry.name} = {entry.value} cannot be found",
+            where="mlc_bridge.schedules",
+            todo="Repair or uninstall the package that brings it",
+        )
+    return Path(found.origin).parent if found.parent else Path(found.origin)
 
 
 def cache_layout(spec: DecoderSpec, scheme: Scheme) -> CacheLayout:
