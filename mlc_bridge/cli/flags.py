@@ -1,7 +1,8 @@
 """Commands made from Jobs: each field of a stage's frozen Job becomes one flag.
 
-A flag that is not given is left out, so defaults live in the Job alone. The first field is the
-command's argument, ``output`` is ``-o/--output``, and a ``bool`` is a switch.
+A flag that is not given is left out, so defaults live in the Job alone, and so does the help: the
+text in a field's annotation (see ``stages/wishes.py``). The first field is the command's argument,
+``output`` is ``-o/--output``, and a ``bool`` is a switch.
 """
 
 from __future__ import annotations
@@ -14,45 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
-
-HELP = {
-    "model_dir": "Checkpoint directory, or a hub id org/name[@revision].",
-    "output": "Where to write.",
-    "quantization": "Scheme under MLC's name; auto keeps the checkpoint as it is.",
-    "conv_template": "MLC's template name; auto derives it from the checkpoint and proves it.",
-    "source": "Weights that lie elsewhere: directory, file or index.",
-    "source_format": "Source format; auto looks at config and tensors.",
-    "requantize": "Allow rounding into the scheme where it cannot hold a weight exactly.",
-    "context_window_size": "Tokens of prompt and answer together.",
-    "sliding_window_size": "Tokens of the sliding attention window.",
-    "prefill_chunk_size": "Tokens of the prompt that are computed at once.",
-    "attention_sink_size": "Tokens kept at the start of a sliding window.",
-    "max_batch_size": "Sequences computed together.",
-    "tensor_parallel_shards": "Devices that share one model.",
-    "device": "Device to compile for: auto, cpu, cuda.",
-    "target": "Target of another machine, as JSON or a tag; overrides --device.",
-    "checkpoint": "What the model was made from: directory or hub id.",
-    "text": "Text file to read; default is some of Python's own library.",
-    "tokens": "Positions to compare.",
-    "window": "Tokens of one window.",
-    "max_kl": "KL divergence (nats) that still passes.",
-    "prompt_tokens": "Tokens of the prompt.",
-    "decode_tokens": "Tokens to decode.",
-    "batch": "Sequences decoded together.",
-    "repeats": "Runs of each measurement.",
-    "backend": "embedded, or mlc_llm: MLC LLM's own tools.",
-    "cache": "Take an equal library from the user's cache, and keep a new one there.",
-    "dump": "Directory for the module after each phase.",
-    "threads": "Threads to use.",
-    "model_lib": "Compiled library; default is lib.so in the model directory.",
-    "dataset": "Calibration data: ShareGPT JSON, JSONL or plain text.",
-    "calibration_dataset": "Data for FP8 activation scales: ShareGPT JSON, JSONL or plain text.",
-    "mode": "forced runs prompts with their answers; generate lets the model answer.",
-    "observer": "How to read the scale off what was seen: max, percentile, mse.",
-    "num_calibration_samples": "Samples to take from it.",
-    "md5": "Write the shards' md5; by default only for small models.",
-    "seed": "Seed of all randomness.",
-}
 
 
 def job_command(
@@ -68,7 +30,7 @@ def job_command(
     """
     more = more or {}
     recipe = "config" in more
-    hints = get_type_hints(job)
+    hints = get_type_hints(job, include_extras=True)
     fields = dataclasses.fields(job)
 
     def command(**values: Any) -> None:
@@ -97,8 +59,8 @@ def _needed(field: dataclasses.Field[Any]) -> bool:
 
 
 def _annotation(field: dataclasses.Field[Any], hint: Any, *, first: bool) -> Any:
+    hint, text = get_args(hint) if get_origin(hint) is Annotated else (hint, "")
     wanted = _plain(hint) | None
-    text = HELP.get(field.name, "")
     if first:
         return Annotated[wanted, typer.Argument(help=text, show_default=False)]
     if not _needed(field) and field.default not in (None, False, True):

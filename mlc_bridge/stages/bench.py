@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Annotated
 
 import numpy as np
 
+from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.threads import start_pool
+from mlc_bridge.models import MODELS
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
 
 
@@ -31,14 +35,14 @@ from mlc_bridge.stages.progress import Progress, silent
 class BenchJob:
     """``batch``: sequences in the second decode measurement (1 leaves it out)."""
 
-    model_dir: str | Path
-    model_lib: str | Path | None = None
-    device: str = "auto"
-    threads: int | None = None
-    prompt_tokens: int = 512
-    decode_tokens: int = 64
-    batch: int = 4
-    repeats: int = 5
+    model_dir: wishes.ArtifactPath
+    model_lib: wishes.ModelLib = None
+    device: wishes.RunDevice = "auto"
+    threads: wishes.Threads = None
+    prompt_tokens: Annotated[int, "Tokens of the prompt."] = 512
+    decode_tokens: Annotated[int, "Tokens to decode."] = 64
+    batch: Annotated[int, "Sequences decoded together."] = 4
+    repeats: Annotated[int, "Runs of each measurement."] = 5
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,20 @@ def _bench(job: BenchJob, progress: Progress) -> BenchReport:
 
 
 def _read_per_step(directory: str | Path) -> int:
-    """Bytes of all weights but a separate embedding."""
-    records = read_index(directory).records
-    tied = not any(name.startswith("lm_head.") for name in records)
-    return sum(r.nbytes for name, r in records.items() if tied or "embed_tokens" not in name)
+    """Bytes of all weights but an embedding that is not the head too."""
+    records, apart = read_index(directory).records, _separate_embedding(directory)
+    return sum(r.nbytes for name, r in records.items() if name.rpartition(".")[0] not in apart)
+
+
+def _separate_embedding(directory: str | Path) -> set[str]:
+    """Its path in the weight table; nothing for an architecture that is not ours."""
+    chat = ChatConfig.load(directory)
+    if chat.model_type not in MODELS:
+        return set()
+    arch = MODELS[chat.model_type]
+    weights = arch.weights(arch.config(chat.arch_config))
+    tied = not any(w.role == "lm_head" for w in weights)
+    return set() if tied else {w.path for w in weights if w.role == "embedding"}
 
 
 def _prefill(runtime: Runtime, ids: list[int]) -> float:

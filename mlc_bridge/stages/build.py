@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import yaml
@@ -27,6 +27,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from mlc_bridge.artifact.chat_config import CONFIG_NAME
 from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.errors import ArtifactError, BridgeError, ConfigError
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.calibrate import (
     CALIBRATED,
     CALIBRATING,
@@ -56,24 +57,26 @@ class BuildJob:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    model_dir: str | Path
-    output: str | Path
-    quantization: str = "auto"
-    conv_template: str = "auto"
-    source: str | Path | None = None
-    source_format: str = "auto"
-    requantize: bool = False
-    device: str = "auto"
-    target: str | None = None
-    context_window_size: int | None = None
-    sliding_window_size: int | None = None
-    prefill_chunk_size: int | None = None
-    attention_sink_size: int | None = None
-    max_batch_size: int | None = None
-    calibration_dataset: str | None = None
-    num_calibration_samples: int = 16
-    backend: str = "embedded"
-    cache: bool = True
+    model_dir: wishes.CheckpointPath
+    output: wishes.Output
+    quantization: wishes.Quantization = "auto"
+    conv_template: wishes.ConvTemplate = "auto"
+    source: wishes.SourceWeights = None
+    source_format: wishes.SourceFormat = "auto"
+    requantize: wishes.Requantize = False
+    device: wishes.TargetDevice = "auto"
+    target: wishes.Target = None
+    context_window_size: wishes.ContextWindow = None
+    sliding_window_size: wishes.SlidingWindow = None
+    prefill_chunk_size: wishes.PrefillChunk = None
+    attention_sink_size: wishes.AttentionSink = None
+    max_batch_size: wishes.MaxBatch = None
+    calibration_dataset: Annotated[
+        str | None, "Data for FP8 activation scales: ShareGPT JSON, JSONL or plain text."
+    ] = None
+    num_calibration_samples: wishes.Samples = 16
+    backend: Annotated[str, "embedded, or mlc_llm: MLC LLM's own tools."] = "embedded"
+    cache: wishes.KeepLibs = True
 
     @classmethod
     def from_recipe(cls, recipe: str | Path | None, **given: Any) -> BuildJob:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.engine.tokenizer import Tokenizer
 from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.calibration_data import Sample, draw, read_records, tokenize
 from mlc_bridge.stages.calibration_report import HTML_NAME, LayerReport, write_report
 from mlc_bridge.stages.calibration_run import (
@@ -61,15 +62,21 @@ class CalibrateJob:
     ``observer``: "max", "percentile" or "mse".
     """
 
-    model_dir: str | Path
-    output: str | Path
-    dataset: str | Path
-    model_lib: str | Path | None = None
-    num_calibration_samples: int = 16
-    device: str = "auto"
-    seed: int = 0
-    mode: Mode = "forced"
-    observer: str = "max"
+    model_dir: wishes.ArtifactPath
+    output: wishes.Output
+    dataset: Annotated[str | Path, "Calibration data: ShareGPT JSON, JSONL or plain text."]
+    model_lib: Annotated[
+        str | Path | None, "Library compiled for calibration; default is lib.so of the directory."
+    ] = None
+    num_calibration_samples: wishes.Samples = 16
+    device: wishes.RunDevice = "auto"
+    seed: Annotated[int, "Seed of all randomness."] = 0
+    mode: Annotated[
+        Mode, "forced runs prompts with their answers; generate lets the model answer."
+    ] = "forced"
+    observer: Annotated[str, "How to read the scale off what was seen: max, percentile, mse."] = (
+        "max"
+    )
 
 
 @dataclass(frozen=True)

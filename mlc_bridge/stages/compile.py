@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.interrupts import HeldInterrupts
@@ -26,6 +26,7 @@ from mlc_bridge.errors import CompileError, ConfigError, MissingDependency
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.arch import parameters
 from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -50,15 +51,17 @@ class CompileJob:
     one kept there. ``dump`` gets the module after each phase, and always compiles.
     """
 
-    model_dir: str | Path
-    output: str | Path | None = None
-    device: str = "auto"
-    target: str | None = None
-    context_window_size: int | None = None
-    prefill_chunk_size: int | None = None
-    max_batch_size: int | None = None
-    dump: str | Path | None = None
-    cache: bool = True
+    model_dir: wishes.ArtifactPath
+    output: Annotated[
+        str | Path | None, "File to write; default is lib.so in the model directory."
+    ] = None
+    device: wishes.TargetDevice = "auto"
+    target: wishes.Target = None
+    context_window_size: wishes.ContextWindow = None
+    prefill_chunk_size: wishes.PrefillChunk = None
+    max_batch_size: wishes.MaxBatch = None
+    dump: Annotated[str | Path | None, "Directory for the module after each phase."] = None
+    cache: wishes.KeepLibs = True
 
 
 @dataclass(frozen=True)

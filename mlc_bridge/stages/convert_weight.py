@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from mlc_bridge import __version__
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
@@ -22,6 +23,7 @@ from mlc_bridge.artifact.tensor_cache import ShardWriter
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
 from mlc_bridge.schemes import Spec
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.weight_encoding import Encoded, LayerError, encoded
 from mlc_bridge.stages.weight_plan import WeightPlan, make_plan
@@ -46,13 +48,13 @@ class ConvertJob:
     cost three times the copy itself, so by default only small models get them (``MD5_BELOW``).
     """
 
-    model_dir: str | Path
-    output: str | Path
-    quantization: str = "auto"
-    source: str | Path | None = None
-    source_format: str = "auto"
-    requantize: bool = False
-    md5: bool | None = None
+    model_dir: wishes.CheckpointPath
+    output: wishes.Output
+    quantization: wishes.Quantization = "auto"
+    source: wishes.SourceWeights = None
+    source_format: wishes.SourceFormat = "auto"
+    requantize: wishes.Requantize = False
+    md5: Annotated[bool | None, "Write the shards' md5; by default only for small models."] = None
 
 
 @dataclass(frozen=True)

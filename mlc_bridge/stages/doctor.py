@@ -17,6 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mlc_bridge.compiler.linker import find_linker
+from mlc_bridge.errors import CompileError
+
 MODULES = {  # distribution names that ship the module
     "apache-tvm": ("apache-tvm",),
     "mlc-llm": ("mlc-llm", "mlc-llm-cpu", "mlc-llm-nightly", "mlc-llm-nightly-cpu"),
@@ -25,7 +28,6 @@ MODULES = {  # distribution names that ship the module
     "transformers": ("transformers",),
 }
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd")
-LINKERS = ("c++", "g++", "clang++", "gcc", "cc", "clang")
 MLC_INSTALL = (
     "in an environment without apache-tvm: "
     "pip install --pre -f https://mlc.ai/wheels mlc-llm-nightly-cpu mlc-ai-nightly-cpu"
@@ -70,14 +72,22 @@ def examine() -> Diagnosis:
     packages += [_package(name, names) for name, names in MODULES.items()]
     known = {p.name: p.version for p in packages}
     tvm = _probe_tvm() if known["apache-tvm"] or known["mlc-ai (tvm)"] else {}
-    linker = next((path for name in LINKERS if (path := shutil.which(name))), None)
+    linker, no_linker = _linker()
     return Diagnosis(
         tuple(packages),
         _machine(linker),
         _devices(tvm),
-        tuple(_abilities(known, tvm, linker)),
+        tuple(_abilities(known, tvm, no_linker)),
         tuple(_conflicts(known, tvm)),
     )
+
+
+def _linker() -> tuple[str | None, str | None]:
+    """The command that ``compile`` links with, or what to do where there is none."""
+    try:
+        return " ".join(find_linker()), None
+    except CompileError as none:
+        return None, none.todo
 
 
 def _package(name: str, distributions: tuple[str, ...]) -> Package:
@@ -145,7 +155,7 @@ def _devices(tvm: dict[str, Any]) -> dict[str, str]:
 
 
 def _abilities(
-    known: dict[str, str | None], tvm: dict[str, Any], linker: str | None
+    known: dict[str, str | None], tvm: dict[str, Any], no_linker: str | None
 ) -> list[Ability]:
     runs = bool(tvm) and "error" not in tvm
     install = "pip install 'mlc-bridge[tvm]'" if not tvm else tvm.get("error")
@@ -154,8 +164,8 @@ def _abilities(
         Ability("gen-config, convert, inspect", True),
         Ability(
             "compile for this CPU",
-            compiles and linker is not None,
-            None if compiles and linker else install if not compiles else "install gcc or clang",
+            compiles and no_linker is None,
+            no_linker if compiles else install,
         ),
         Ability("chat, serve", runs, None if runs else install),
         Ability(

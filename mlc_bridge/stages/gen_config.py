@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mlc_bridge import __version__
 from mlc_bridge.artifact.chat_config import GENERATION_DEFAULTS, ChatConfig
@@ -27,6 +27,7 @@ from mlc_bridge.models.arch import parameters
 from mlc_bridge.schemes import SCHEMES, Scheme
 from mlc_bridge.sources import Checkpoint, Source, detect
 from mlc_bridge.sources.hub import resolve
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.choose_scheme import choose_scheme
 from mlc_bridge.stages.float_layers import float_layers
 from mlc_bridge.stages.progress import Progress, silent
@@ -36,18 +37,18 @@ from mlc_bridge.stages.progress import Progress, silent
 class GenConfigJob:
     """What to write where; sizes are in tokens, None means the checkpoint's own value."""
 
-    model_dir: str | Path
-    output: str | Path
-    quantization: str = "auto"
-    conv_template: str = "auto"
-    source: str | Path | None = None
-    source_format: str = "auto"
-    context_window_size: int | None = None
-    sliding_window_size: int | None = None
-    prefill_chunk_size: int | None = None
-    attention_sink_size: int | None = None
-    max_batch_size: int | None = None
-    tensor_parallel_shards: int | None = None
+    model_dir: wishes.CheckpointPath
+    output: wishes.Output
+    quantization: wishes.Quantization = "auto"
+    conv_template: wishes.ConvTemplate = "auto"
+    source: wishes.SourceWeights = None
+    source_format: wishes.SourceFormat = "auto"
+    context_window_size: wishes.ContextWindow = None
+    sliding_window_size: wishes.SlidingWindow = None
+    prefill_chunk_size: wishes.PrefillChunk = None
+    attention_sink_size: wishes.AttentionSink = None
+    max_batch_size: wishes.MaxBatch = None
+    tensor_parallel_shards: Annotated[int | None, "Devices that share one model."] = None
 
     def limits(self) -> dict[str, int]:
         """The sizes that were given."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from mlc_bridge.artifact.tensor_cache import INDEX, TensorCache, read_index
 from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
 from mlc_bridge.engine.library import find_library, open_library
 from mlc_bridge.errors import ArtifactError, BridgeError
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
 
 T = TypeVar("T")
@@ -30,10 +31,10 @@ T = TypeVar("T")
 class CheckJob:
     """``model_dir``: an MLC directory; ``md5`` also reads every byte of the weights."""
 
-    model_dir: str | Path
-    model_lib: str | Path | None = None
-    device: str = "auto"
-    md5: bool = True
+    model_dir: wishes.ArtifactPath
+    model_lib: wishes.ModelLib = None
+    device: wishes.RunDevice = "auto"
+    md5: Annotated[bool, "Read every byte of the weights and compare the sums."] = True
 
 
 @dataclass(frozen=True)

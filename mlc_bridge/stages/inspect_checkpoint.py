@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.sources import SOURCES, Checkpoint, Evidence, Source, detect
 from mlc_bridge.sources.hub import resolve
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.choose_scheme import samples, why_not
 from mlc_bridge.stages.progress import Progress, silent
 
@@ -36,9 +37,9 @@ CODES_SEEN = 1 << 20  # codes per layer that the histogram looks at
 class InspectJob:
     """``model_dir``: checkpoint directory, weights file, or hub id."""
 
-    model_dir: str | Path
-    source_format: str = "auto"
-    samples_only: bool = False
+    model_dir: wishes.CheckpointPath
+    source_format: wishes.SourceFormat = "auto"
+    samples_only: Annotated[bool, "Read one layer of every kind."] = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.sources import Checkpoint, detect
 from mlc_bridge.sources.hub import resolve
+from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
 
 TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
@@ -44,16 +46,18 @@ class VerifyJob:
     in windows of ``window``. ``max_kl``: what still passes, in nats.
     """
 
-    model_dir: str | Path
-    checkpoint: str | Path
-    text: str | Path | None = None
-    tokens: int = 2048
-    window: int = 512
-    max_kl: float = 1e-3
-    model_lib: str | Path | None = None
-    source_format: str = "auto"
-    device: str = "auto"
-    threads: int | None = None
+    model_dir: wishes.ArtifactPath
+    checkpoint: Annotated[str | Path, "What the model was made from: directory or hub id."]
+    text: Annotated[
+        str | Path | None, "Text file to read; default is some of Python's own library."
+    ] = None
+    tokens: Annotated[int, "Positions to compare."] = 2048
+    window: Annotated[int, "Tokens of one window."] = 512
+    max_kl: Annotated[float, "KL divergence (nats) that still passes."] = 1e-3
+    model_lib: wishes.ModelLib = None
+    source_format: wishes.SourceFormat = "auto"
+    device: wishes.RunDevice = "auto"
+    threads: wishes.Threads = None
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from mlc_bridge.cli.flags import HELP, job_command
+from mlc_bridge.compiler import linker
+from mlc_bridge.stages import doctor
+from mlc_bridge.stages.bench import BenchJob
 from mlc_bridge.stages.build import BuildJob
 from mlc_bridge.stages.calibrate import CalibrateJob
 from mlc_bridge.stages.compile import CompileJob
 from mlc_bridge.stages.convert_weight import ConvertJob
 from mlc_bridge.stages.gen_config import GenConfigJob
+from mlc_bridge.stages.inspect_artifact import CheckJob
+from mlc_bridge.stages.verify import VerifyJob
 
 COMMAND = (sys.executable, "-W", "error", "-m", "mlc_bridge")
 
@@ -160,11 +165,46 @@ def test_doctor_as_text_and_json() -> None:
     assert all(a["works"] or a["todo"] for a in found["abilities"])
 
 
-@pytest.mark.parametrize("job", [GenConfigJob, ConvertJob, CompileJob, CalibrateJob, BuildJob])
-def test_every_field_of_a_job_is_an_explained_flag(job: type) -> None:
-    command = job_command(job, lambda given: None, "")
-    for name in command.__signature__.parameters:  # type: ignore[attr-defined]
-        assert HELP.get(name), f"{job.__name__}.{name} has no help text"
+def test_doctor_asks_the_linkers_own_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``compile`` links with: $CXX first, then the path, then the ziglang wheel."""
+    compiler = tmp_path / "my-c++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(doctor, "_probe_tvm", lambda: {"llvm": True, "cuda": None, "threads": 1})
+    monkeypatch.setenv("CXX", f"{compiler} -m64")
+    assert doctor.examine().machine["linker"] == f"{compiler} -m64"
+    monkeypatch.delenv("CXX")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for zig in (False, True):
+        monkeypatch.setattr(linker.importlib.util, "find_spec", lambda _, found=zig: found or None)
+        found = doctor.examine()
+        compiles = next(a for a in found.abilities if a.name == "compile for this CPU")
+        assert compiles.works is zig
+        assert ("ziglang" in found.machine["linker"]) is zig
+        assert zig or "pip install ziglang" in str(compiles.todo)
+
+
+@pytest.mark.parametrize(
+    ("command", "job"),
+    [
+        ("gen-config", GenConfigJob), ("convert", ConvertJob), ("compile", CompileJob),
+        ("calibrate", CalibrateJob), ("build", BuildJob), ("check", CheckJob),
+        ("verify", VerifyJob), ("bench", BenchJob),
+    ],
+)  # fmt: skip
+def test_every_field_of_a_job_is_an_explained_flag(command: str, job: type) -> None:
+    """The help of a command is its Job's: what it takes first is a checkpoint or an MLC directory,
+    not the same words for both."""
+    ran = run(command, "--help")
+    assert ran.returncode == 0, ran.stderr
+    shown = " ".join(ran.stdout.split())
+    for name, hint in get_type_hints(job, include_extras=True).items():
+        _, text = get_args(hint)
+        assert text in shown, f"{job.__name__}.{name}"
+    reads_checkpoint = command in ("gen-config", "convert", "build")
+    assert ("Checkpoint: directory" in shown) is reads_checkpoint
+    assert ("MLC model directory." in shown) is not reads_checkpoint
 
 
 def test_the_source_directory_is_never_touched(example_awq: Path, tmp_path: Path) -> None:

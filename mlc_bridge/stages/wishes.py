@@ -1,0 +1,39 @@
+"""Fields that several Jobs share: the type and what it means to the user, said once.
+
+A field's annotation carries its help text; the command line shows it and adds the default. What
+one Job alone has is annotated there. Sizes are in tokens, None is the checkpoint's or lib's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+CheckpointPath = Annotated[
+    str | Path, "Checkpoint: directory, weights file, or hub id org/name[@revision]."
+]
+ArtifactPath = Annotated[str | Path, "MLC model directory."]
+Output = Annotated[str | Path, "Directory to write."]
+Quantization = Annotated[str, "Scheme under MLC's name; auto keeps the checkpoint as it is."]
+ConvTemplate = Annotated[
+    str, "MLC's template name; auto derives it from the checkpoint and proves it."
+]
+SourceWeights = Annotated[
+    str | Path | None, "Weights that lie elsewhere: directory, file or index."
+]
+SourceFormat = Annotated[str, "Source format; auto looks at config and tensors."]
+Requantize = Annotated[
+    bool, "Allow rounding into the scheme where it cannot hold a weight exactly."
+]
+ContextWindow = Annotated[int | None, "Tokens of prompt and answer together."]
+SlidingWindow = Annotated[int | None, "Tokens of the sliding attention window."]
+PrefillChunk = Annotated[int | None, "Tokens of the prompt that are computed at once."]
+AttentionSink = Annotated[int | None, "Tokens kept at the start of a sliding window."]
+MaxBatch = Annotated[int | None, "Sequences computed together."]
+TargetDevice = Annotated[str, "Device to compile for: auto, cpu, cuda."]
+Target = Annotated[str | None, "Target of another machine, as JSON or a tag; overrides --device."]
+KeepLibs = Annotated[bool, "Take an equal library from the user's cache, and keep a new one there."]
+ModelLib = Annotated[str | Path | None, "Compiled library; default is lib.so of the directory."]
+RunDevice = Annotated[str, "Device to run on: auto is what the library was compiled for."]
+Threads = Annotated[int | None, "Threads that run the kernels; default is one for each core."]
+Samples = Annotated[int, "Samples to take from the calibration data."]
