@@ -14,9 +14,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled libraries of earlier runs must not decide what is tested now."""
+    """Compiled libraries of earlier runs must not decide what is tested now; workers share them."""
     before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    os.environ["XDG_CACHE_HOME"] = str(run / "cache")
     yield
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
