@@ -9,6 +9,7 @@ least significant bits) holds element ``per_word * c + order[i]`` of the packed 
 name         bits  packed  word array  order in a word   origin
 ===========  ====  ======  ==========  ================  =====================================
 AWQ          4     n       [k, n/8]    0 2 4 6 1 3 5 7   AutoAWQ GEMM, MLC q4f16_autoawq
+AWQ8         8     n       [k, n/4]    0 2 1 3           AWQ with 8 bits, as vLLM reads it
 GPTQ4        4     k       [k/8, n]    natural           AutoGPTQ / GPTQModel ``qweight``
 GPTQ4_ZEROS  4     n       [k, n/8]    natural           AutoGPTQ / GPTQModel ``qzeros``
 NK4          4     k       [n, k/8]    natural           AutoAWQ GEMV, compressed-tensors
@@ -75,6 +76,7 @@ FLOAT_CODES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2
 NATURAL = tuple(range(8))
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 AWQ = Packing(4, "n", transposed=True, order=AWQ_ORDER)
+AWQ8 = Packing(8, "n", transposed=True, order=(0, 2, 1, 3))
 GPTQ4 = Packing(4, "k", transposed=True)
 GPTQ4_ZEROS = Packing(4, "n", transposed=True)
 NK4 = Packing(4, "k")

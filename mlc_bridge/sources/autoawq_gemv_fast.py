@@ -4,7 +4,7 @@
 tensor     dtype    shape        layout
 =========  =======  ===========  =============================================================
 qweight    int16    [n/4, k]     see ``packing.from_gemv_fast``
-qzeros     float16  [z, n]       -(scale * zero), rounded; rows from k/g on are padding
+qzeros     float16  [z, n]       -(scale * zero), rounded; rows from k/g on are padding (zeros)
 scales     float16  [z, n]       z is k/g padded for the kernel
 =========  =======  ===========  =============================================================
 
@@ -20,7 +20,7 @@ import numpy as np
 from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import from_gemv_fast
 from mlc_bridge.qtensor import QTensor, zero_of_product
-from mlc_bridge.sources.awq import SCALES, AwqVersion
+from mlc_bridge.sources.awq import SCALES, AwqVersion, filled_groups
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.source import sound_scale
 
@@ -32,17 +32,18 @@ class AutoAWQGemvFast(AwqVersion):
 
     def layout(self, ckpt: Checkpoint, layer: str) -> tuple[int, int, int]:
         rows, k = self.words_shape(ckpt, layer)
-        n, group, scales = 4 * rows, self.group(ckpt, layer, k), f"{layer}.scales"
+        n, scales = 4 * rows, f"{layer}.scales"
+        self.agree_on_bits(ckpt, layer, 4)
         if k % 64:
             raise SourceError(
                 "wrong shape", where=f"{layer}.qweight", found=(rows, k),
                 expected="a multiple of 64 columns",
             )  # fmt: skip
-        ckpt.require(scales, None, *SCALES)
-        padded = ckpt.shape(scales)[0] if len(ckpt.shape(scales)) == 2 else 0
-        ckpt.require(scales, (max(padded, k // group), n))
+        padded = ckpt.matrix(scales, *SCALES)[0]
+        ckpt.require(scales, (padded, n))
         ckpt.require(f"{layer}.qzeros", (padded, n), *SCALES)
-        return n, k, group
+        groups = filled_groups(ckpt.tensor(scales), axis=0)
+        return n, k, self.group(ckpt, layer, k, groups)
 
     def read_packed(self, ckpt: Checkpoint, layer: str, n: int, k: int, group: int) -> QTensor:
         qweight, qzeros, scales = (ckpt.tensor(name) for name in self.parts(ckpt, layer))

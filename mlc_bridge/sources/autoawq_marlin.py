@@ -35,11 +35,12 @@ class AutoAWQMarlin(AwqVersion):
                 "wrong shape", where=f"{layer}.qweight", found=(rows, words),
                 expected="a multiple of 128 words a row",
             )  # fmt: skip
-        group = self.group(ckpt, layer, k)
-        ckpt.require(f"{layer}.scales", (k // group, n), *SCALES)
+        self.agree_on_bits(ckpt, layer, 4)
+        groups = ckpt.matrix(f"{layer}.scales", *SCALES)[0]
+        ckpt.require(f"{layer}.scales", (groups, n))
         if f"{layer}.qzeros" in ckpt:
             raise SourceError("Marlin files are symmetric", where=f"{layer}.qzeros")
-        return n, k, group
+        return n, k, self.group(ckpt, layer, k, groups)
 
     def read_packed(self, ckpt: Checkpoint, layer: str, n: int, k: int, group: int) -> QTensor:
         qweight, scales = (ckpt.tensor(name) for name in self.parts(ckpt, layer))

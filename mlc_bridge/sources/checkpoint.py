@@ -20,6 +20,7 @@ import numpy as np
 
 from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import Array
+from mlc_bridge.sources.dialects import own_words
 from mlc_bridge.sources.tensor_file import Entry, safetensors_entries
 from mlc_bridge.sources.torch_file import torch_entries
 
@@ -104,6 +105,14 @@ class Checkpoint:
                 expected=" or ".join(str(np.dtype(d)) for d in dtypes),
             )  # fmt: skip
 
+    def matrix(self, name: str, *dtypes: Any) -> tuple[int, int]:
+        """Shape of a matrix that is not empty and of one of these dtypes."""
+        self.require(name, None, *dtypes)
+        shape = self.shape(name)
+        if len(shape) != 2 or 0 in shape:
+            raise SourceError("not a matrix", where=name, found=shape)
+        return shape[0], shape[1]
+
     @cached_property
     def quantization(self) -> dict[str, Any]:
         """The quantization settings of config.json, its text_config, or a file of their own."""
@@ -115,6 +124,11 @@ class Checkpoint:
             if found := self.json(name):
                 return found
         return {}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """``quantization`` in the words of the tool whose layout the weights have."""
+        return own_words(self.quantization)
 
     def json(self, pattern: str) -> dict[str, Any]:
         """The JSON file of this name beside config.json or the weights; empty without one."""

@@ -44,6 +44,7 @@ from mlc_bridge.sources.source import (
     Source,
     activation_scale,
     check_float,
+    method_said,
     read_float,
     sound_scale,
 )
@@ -62,13 +63,11 @@ class CompressedTensors(Source):
     name = "compressed-tensors"
 
     def evidence(self, ckpt: Checkpoint) -> Evidence:
-        settings = ckpt.quantization
-        method = settings.get("quant_method")
-        supports, against = [], []
-        if method == "compressed-tensors":
-            supports.append("the config says quant_method 'compressed-tensors'")
-        else:
-            against.append(f"the config says quant_method {method!r}")
+        settings = ckpt.settings
+        supports: list[str] = []
+        against: list[str] = []
+        own = settings.get("quant_method") == "compressed-tensors"
+        (supports if own else against).append(method_said(ckpt))
         layers = ckpt.layers("weight_scale")
         if layers:
             supports.append(f"{len(layers)} layers have .weight_scale")
@@ -142,6 +141,8 @@ class CompressedTensors(Source):
                 expected=f"blocks of whole columns of a weight {list(shape)}",
             )  # fmt: skip
         block = (sizes[0], sizes[1])
+        if strategy == "block" and any(s & (s - 1) for s in sizes):  # else others would fit as well
+            raise SourceError("block sizes are powers of two", where=name, found=sizes)
         grid = (-(-n // block[0]), -(-k // block[1]))
         found = ckpt.shape(name)
         if found != grid and not (strategy == "tensor" and found in ((1,), ())):
@@ -160,7 +161,7 @@ def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
 
     A layer's own name wins over a pattern (``re:``), a pattern over a class such as ``Linear``.
     """
-    settings = ckpt.quantization
+    settings = ckpt.settings
     groups = settings.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
         raise SourceError("config_groups is no mapping of groups", where=layer, found=groups)

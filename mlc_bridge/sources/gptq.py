@@ -32,25 +32,34 @@ from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import Array, PackedArray, Packing
 from mlc_bridge.qtensor import QTensor, group_order, reorder
 from mlc_bridge.sources.checkpoint import Checkpoint
-from mlc_bridge.sources.source import Evidence, Source, check_float, read_float, sound_scale
+from mlc_bridge.sources.source import (
+    Evidence,
+    Source,
+    check_float,
+    method_said,
+    read_float,
+    said,
+    sound_scale,
+)
 
 WORDS = (np.int32, np.int64, np.int16, np.int8)
-FORMATS = ("gptq", "gptq_v2")
+FORMATS = {"gptq", "gptq_v2"}
+BITS = (2, 4, 8)
 
 
 class GPTQ(Source):
     name = "gptq"
 
     def evidence(self, ckpt: Checkpoint) -> Evidence:
-        settings = ckpt.quantization
+        settings = ckpt.settings
         method = settings.get("quant_method", settings.get("method"))
         supports, against = [], []
         if method == "gptq":
-            supports.append("the config says quant_method 'gptq'")
+            supports.append(method_said(ckpt))
         elif method is not None or "bits" not in settings:
-            against.append(f"the config says quant_method {method!r}")
-        if _format(settings) not in FORMATS:
-            against.append(f"the config says checkpoint_format {_format(settings)!r}")
+            against.append(method_said(ckpt))
+        if not (forms := _formats(settings)) <= FORMATS or len(forms) > 1:
+            against.append(f"the config says checkpoint_format {' and '.join(sorted(forms))}")
         layers = [x for x in self.layers(ckpt) if f"{x}.qzeros" in ckpt]
         if layers:
             supports.append(f"{len(layers)} layers have .qweight and .qzeros")
@@ -86,14 +95,16 @@ class GPTQ(Source):
         groups, n = scales.shape
         k = qweight.shape[0] * packing.per_word
         words = _unsigned(qzeros)
-        if _format(ckpt.quantization) == "gptq":
+        if _formats(ckpt.settings) == {"gptq"}:
             words = words + words.dtype.type(zero_packing.ones)
+        zero = PackedArray(words, zero_packing, (n, groups))
+        self._check_symmetric(ckpt, layer, zero)
         perm = self._order(ckpt, layer, group)
         return QTensor(
             codes=reorder(PackedArray(_unsigned(qweight), packing, (n, k)), perm),
             # float16 scales of nearly dead channels round to zero: the tool writes such files.
             scale=sound_scale(scales, f"{layer}.scales", zero_allowed=True).T,
-            zero=PackedArray(words, zero_packing, (n, groups)),
+            zero=zero,
             block=(1, group),
             perm=perm,
         )
@@ -107,27 +118,35 @@ class GPTQ(Source):
         except ValueError as error:
             raise SourceError(str(error), where=name) from None
 
+    def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
+        silent = [key for key in ("bits", "group_size") if said(ckpt.settings, (key,)) is None]
+        told = f"the config does not say {', '.join(silent)}: taken from the shapes of the tensors"
+        return (*super().findings(ckpt), *([told] if silent else []))
+
+    def _check_symmetric(self, ckpt: Checkpoint, layer: str, zero: PackedArray) -> None:
+        """With ``sym`` every zero is half the range: here version 1 is told from version 2."""
+        half = 1 << (zero.packing.bits - 1)
+        if _settings(ckpt.settings, layer).get("sym") is True and np.any(
+            (found := zero.unpack()) != half
+        ):
+            raise SourceError(
+                "the config says sym true, and the zero points are not in the middle",
+                where=f"{layer}.qzeros", found=int(found[found != half][0]), expected=half,
+                todo="checkpoint_format or sym in the config is of another file: version 1 (gptq) "
+                "stores zeros less 1, version 2 (gptq_v2) as they are",
+            )  # fmt: skip
+
     def _layout(self, ckpt: Checkpoint, layer: str) -> tuple[Packing, Packing, int]:
         """Packing of codes and of zeros, and the group; all parts are held against each other."""
-        settings, qweight = _settings(ckpt.quantization, layer), f"{layer}.qweight"
-        bits, asked = settings.get("bits"), settings.get("group_size", -1)
-        if bits not in (2, 4, 8):
-            raise SourceError(
-                "GPTQ codes of this width are laid out in other ways", where=qweight,
-                found=f"bits {bits!r} in the config", expected="2, 4 or 8",
-            )  # fmt: skip
-        ckpt.require(qweight, None, *WORDS)
-        ckpt.require(f"{layer}.scales", None, np.float16, ml_dtypes.bfloat16, np.float32)
-        if len(ckpt.shape(qweight)) != 2 or len(ckpt.shape(f"{layer}.scales")) != 2:
-            raise SourceError("not a matrix", where=qweight, found=ckpt.shape(qweight))
+        settings, qweight = _settings(ckpt.settings, layer), f"{layer}.qweight"
+        rows, n = ckpt.matrix(qweight, *WORDS)
+        groups = ckpt.matrix(f"{layer}.scales", np.float16, ml_dtypes.bfloat16, np.float32)[0]
+        bits = self._bits(ckpt, layer, said(settings, ("bits",)), n)
         word_bits = 8 * ckpt.dtype(qweight).itemsize
         codes = Packing(bits, "k", transposed=True, word_bits=word_bits)
         zeros = Packing(bits, "n", transposed=True, word_bits=word_bits)
-        n, k = ckpt.shape(qweight)[1], ckpt.shape(qweight)[0] * codes.per_word
-        group = k if asked in (-1, None) else asked
-        if type(group) is not int or group <= 0:
-            raise SourceError("not a group size", where=qweight, found=f"group_size {asked!r}")
-        groups = -(-k // group)
+        k = rows * codes.per_word
+        group = self._group(ckpt, layer, k, groups, said(settings, ("group_size",)))
         ckpt.require(f"{layer}.scales", (groups, n))
         ckpt.require(f"{layer}.qzeros", zeros.words_shape(n, groups), ckpt.dtype(qweight))
         if f"{layer}.g_idx" in ckpt:
@@ -141,9 +160,45 @@ class GPTQ(Source):
             )  # fmt: skip
         return codes, zeros, group
 
+    def _bits(self, ckpt: Checkpoint, layer: str, asked: Any, n: int) -> int:
+        """The config's bits, which the words of the zeros must confirm; or theirs alone."""
+        word_bits = 8 * ckpt.dtype(f"{layer}.qweight").itemsize
+        words = ckpt.matrix(f"{layer}.qzeros", *WORDS)[1]
+        stored = [b for b in BITS if -(-n // (word_bits // b)) == words]
+        if type(asked) is int and asked in stored:
+            return asked
+        if asked is None and len(stored) == 1:
+            return stored[0]
+        raise SourceError(
+            "GPTQ codes of this width are laid out in other ways"
+            if asked not in (None, *BITS)
+            else "the bits and the zero points disagree", where=f"{layer}.qweight",
+            found=f"bits {asked!r} in the config and {words} words for {n} zero points",
+            expected=f"bits {' or '.join(map(str, stored or BITS))}",
+        )  # fmt: skip
 
-def _format(settings: Mapping[str, Any]) -> str:
-    return str(settings.get("checkpoint_format") or settings.get("format") or "gptq")
+    def _group(self, ckpt: Checkpoint, layer: str, k: int, groups: int, asked: Any) -> int:
+        """The config's group, which the number of scales must confirm; or theirs alone.
+
+        The last group may be smaller where g_idx says so; without it the groups fill k.
+        """
+        whole = k // groups if k % groups == 0 else 0
+        group = whole if asked is None else k if asked == -1 else asked
+        exact = group == whole or f"{layer}.g_idx" in ckpt
+        if type(group) is not int or group <= 0 or -(-k // group) != groups or not exact:
+            raise SourceError(
+                "the group size and the number of scales disagree", where=f"{layer}.scales",
+                found=f"group_size {asked!r} in the config and {groups} groups of {k} input "
+                "channels in the file",
+                todo="The quantization settings are of another checkpoint, or the file is damaged",
+            )  # fmt: skip
+        return group
+
+
+def _formats(settings: Mapping[str, Any]) -> set[str]:
+    """What the config calls the format, by every key that does; version 1 where it is silent."""
+    words = {str(settings[key]) for key in ("checkpoint_format", "format") if settings.get(key)}
+    return words or {"gptq"}
 
 
 def _settings(settings: Mapping[str, Any], layer: str) -> dict[str, Any]:

@@ -99,8 +99,8 @@ class LlmAwq(Source):
         qweight, zeros, scales = self.parts(ckpt, layer)
         ckpt.require(qweight, None, np.int16, np.int32)
         ckpt.require(scales, None, *SCALES)
-        rows, cols = _matrix(ckpt, qweight)
-        tall, wide = _matrix(ckpt, scales)
+        rows, cols = ckpt.matrix(qweight)
+        tall, wide = ckpt.matrix(scales)
         if ckpt.dtype(qweight) == np.int16:
             n, k, group = 4 * rows, cols, _group(scales, cols, tall)
             if k % 64:
@@ -108,7 +108,7 @@ class LlmAwq(Source):
             ckpt.require(scales, (tall, n))
             ckpt.require(zeros, (tall, n), *SCALES)
             return "2", n, k, group
-        if tall == rows and 8 * _matrix(ckpt, zeros)[1] == wide:
+        if tall == rows and 8 * ckpt.matrix(zeros)[1] == wide:
             ckpt.require(zeros, (rows, wide // 8), np.int32)
             return "1", rows, cols * 8, _group(scales, cols * 8, wide)
         n, k = cols * 8, rows
@@ -117,13 +117,6 @@ class LlmAwq(Source):
         if k % tall:
             raise SourceError("groups do not divide the input width", where=scales, found=tall)
         return "1, old", n, k, k // tall
-
-
-def _matrix(ckpt: Checkpoint, name: str) -> tuple[int, int]:
-    shape = ckpt.shape(name)
-    if len(shape) != 2 or 0 in shape:
-        raise SourceError("not a matrix", where=name, found=shape)
-    return shape[0], shape[1]
 
 
 def _group(name: str, k: int, padded: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -116,6 +116,18 @@ def read_float(ckpt: Checkpoint, layer: str) -> Array:
     """The layer's float ``.weight`` (or a norm's ``[n]``), as a view of the file."""
     ckpt.require(f"{layer}.weight", None, *FLOATS)
     return ckpt.tensor(f"{layer}.weight")
+
+
+def said(settings: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """The first of these keys that has a value; None where the settings are silent."""
+    return next((settings[key] for key in keys if settings.get(key) is not None), None)
+
+
+def method_said(ckpt: Checkpoint) -> str:
+    """The config's quant_method for a sentence, with what it is read as where that differs."""
+    theirs, ours = (s.get("quant_method") for s in (ckpt.quantization, ckpt.settings))
+    read_as = "" if theirs == ours else f" (read as {ours!r})"
+    return f"the config says quant_method {theirs!r}{read_as}"
 
 
 def sound_scale(scale: Array, name: str, *, zero_allowed: bool = False) -> Array:

@@ -64,10 +64,11 @@ def test_wanted_but_contradicted() -> None:
 CASE = "autoawq/w4-g32"
 BAD = {
     "bits 3": ({"bits": 3}, {}, "4-bit codes.*bits 3"),
-    "group does not divide": ({"group_size": 96}, {}, "group size does not divide"),
-    "group of another size": ({"group_size": 64}, {}, "qzeros: wrong shape"),
-    "group is text": ({"group_size": "128"}, {}, "group size does not divide"),
-    "group is zero": ({"group_size": 0}, {}, "group size does not divide"),
+    "bits 8": ({"bits": 8}, {}, "4-bit codes.*bits 8"),
+    "group does not divide": ({"group_size": 96}, {}, "group_size 96 .* and 8 groups"),
+    "group of another size": ({"group_size": 64}, {}, "group_size 64 .* and 8 groups"),
+    "group is text": ({"group_size": "128"}, {}, "group_size '128' .* and 8 groups"),
+    "group is zero": ({"group_size": 0}, {}, "group_size 0 .* and 8 groups"),
     "no scales": ({}, {f"{Q}.scales": None}, f"{Q}.scales: the checkpoint lacks"),
     "no zeros": ({}, {f"{Q}.qzeros": None}, f"{Q}.qzeros: the checkpoint lacks"),
     "scales of ints": ({}, {f"{Q}.scales": np.ones((8, 64), np.int32)}, "scales: wrong dtype"),

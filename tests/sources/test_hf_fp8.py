@@ -62,7 +62,12 @@ ONE = np.ones((), np.float32)
 BLOCKS = {"weight_block_size": [128, 128]}
 BAD = {
     "no scale": ({}, {}, "weight_scale_inv: the checkpoint lacks"),
-    "grid without block size": ({}, {"weight_scale_inv": np.ones((2, 2), np.float32)}, "no block"),
+    "grid and no blocks": (
+        {"weight_block_size": None}, {"weight_scale_inv": np.ones((2, 2), np.float32)}, "no block"),
+    "grid of no block": ({}, {"weight_scale_inv": np.ones((5, 2), np.float32)}, "no block"),
+    "block of 96": (
+        {"weight_block_size": [96, 128]}, {"weight_scale_inv": np.ones((2, 2), np.float32)},
+        "power of two"),
     "grid of others": (BLOCKS, {"weight_scale_inv": np.ones((3, 2), np.float32)}, "wrong shape"),
     "block of zero": (
         {"weight_block_size": [0, 128]}, {"weight_scale_inv": np.ones((2, 2), np.float32)},

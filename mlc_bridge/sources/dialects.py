@@ -1,0 +1,83 @@
+"""Other tools' words for bytes that a source reads: their settings in the words of that source.
+
+A tool that writes another tool's layout describes it in its own config. ``own_words`` turns such a
+config into the one that the layout's own tool would have written, so that the readers know one
+vocabulary each. What is unknown stays as it is, and no source takes it.
+
+=====================  ============================================  ==============================
+quant_method           says by                                       read as
+=====================  ============================================  ==============================
+awq_marlin             -                                             awq (the word of a server)
+gptq_marlin            -                                             gptq
+auto-round,            packing_format (older: backend)               awq, gptq (``auto_gptq`` keeps
+intel/auto-round, inc                                                zeros less 1, the others not),
+                                                                     fp8, compressed-tensors
+modelopt               quant_algo FP8, FP8_PER_CHANNEL_PER_TOKEN     fp8
+fbgemm_fp8             -                                             fp8, a scale per row
+quark                  global_quant_config.weight.dtype fp8_e4m3     fp8
+=====================  ============================================  ==============================
+
+Origin: auto-round 0.16 inference/backend.py, ModelOpt 0.47 and transformers 5.23 configs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Settings = Mapping[str, Any]
+
+
+def own_words(settings: Settings) -> dict[str, Any]:
+    """``settings`` as the tool of the layout itself writes them."""
+    method = settings.get("quant_method")
+    translate = DIALECTS.get(method) if isinstance(method, str) else None
+    return {**settings, **(translate(settings) if translate else {})}
+
+
+def _auto_round(settings: Settings) -> Settings:
+    """AutoRound names the layout behind a colon, and single layers in ``extra_config``."""
+    packing = str(settings.get("packing_format") or settings.get("backend") or "auto_round")
+    layers = settings.get("extra_config")
+    return {**_packing(packing), "dynamic": _overrides(layers if isinstance(layers, dict) else {})}
+
+
+def _packing(word: str) -> Settings:
+    if "awq" in word:
+        return {"quant_method": "awq", "version": "gemm"}
+    if word.endswith("fp8_static"):
+        return {"quant_method": "fp8", "activation_scheme": "static"}
+    if word.endswith((":auto_gptq", ":gptq")) or ":gptq:" in word:
+        return {"quant_method": "gptq", "checkpoint_format": "gptq"}
+    if word == "auto_round" or word.endswith((":gptqmodel", ":exllamav2", ":tritonv2")):
+        return {"quant_method": "gptq", "checkpoint_format": "gptq_v2"}
+    return {}
+
+
+def _overrides(layers: Settings) -> Settings:
+    """Names or patterns with settings of their own, as GPTQModel's ``dynamic``."""
+    return {f"+:(?:{name})$": own for name, own in layers.items()}
+
+
+def _modelopt(settings: Settings) -> Settings:
+    known = settings.get("quant_algo") in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN")
+    return {"quant_method": "fp8"} if known else {}
+
+
+def _quark(settings: Settings) -> Settings:
+    everywhere = settings.get("global_quant_config")
+    weight = everywhere.get("weight") if isinstance(everywhere, dict) else None
+    known = isinstance(weight, dict) and weight.get("dtype") == "fp8_e4m3"
+    return {"quant_method": "fp8"} if known else {}
+
+
+DIALECTS: Mapping[str, Callable[[Settings], Settings]] = {
+    "awq_marlin": lambda _: {"quant_method": "awq"},
+    "gptq_marlin": lambda _: {"quant_method": "gptq"},
+    "auto-round": _auto_round,
+    "intel/auto-round": _auto_round,
+    "inc": _auto_round,
+    "modelopt": _modelopt,
+    "fbgemm_fp8": lambda _: {"quant_method": "fp8"},
+    "quark": _quark,
+}
