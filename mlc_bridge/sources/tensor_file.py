@@ -10,7 +10,7 @@ that says otherwise was truncated, damaged or made to mislead.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from mlc_bridge.errors import SourceError
 
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
+MOST_AXES = 32
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -82,11 +83,11 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
         raw = f.read(length)
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique(file))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(
             "the header is not valid JSON",
             where=file,
-            found=str(error),
+            found=str(error)[:200],
             todo="Fetch the file again",
         ) from None
     if not isinstance(header, dict):
@@ -102,6 +103,8 @@ def _unique(file: Path) -> Any:
     def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
+            if not key.isprintable():
+                raise SourceError("a name that cannot be printed", where=file, found=ascii(key))
             if key in seen:
                 raise SourceError(
                     f"the header names {key!r} twice",
@@ -120,19 +123,20 @@ def _entry(file: Path, name: str, raw: Any, start: int) -> Entry:
         raise SourceError(
             "a header entry is incomplete",
             where=where,
-            found=raw,
+            found=repr(raw)[:200],
             expected="dtype, shape and data_offsets",
         )
-    dtype, shape, offsets = DTYPES.get(str(raw["dtype"])), raw["shape"], raw["data_offsets"]
+    shape, offsets = raw["shape"], raw["data_offsets"]
+    dtype = DTYPES.get(raw["dtype"]) if isinstance(raw["dtype"], str) else None
     if dtype is None:
         raise SourceError(
-            "unknown dtype", where=where, found=raw["dtype"], expected=", ".join(DTYPES)
+            "unknown dtype", where=where, found=repr(raw["dtype"])[:40], expected=", ".join(DTYPES)
         )
-    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+    if not (_naturals(shape) and countable(shape) and _naturals(offsets) and len(offsets) == 2):
         raise SourceError(
             "shape and data_offsets must be lists of integers that are not negative",
             where=where,
-            found=f"shape {shape}, data_offsets {offsets}",
+            found=f"shape {shape}, data_offsets {offsets}"[:200],
         )
     nbytes = prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != nbytes:
@@ -148,6 +152,11 @@ def _entry(file: Path, name: str, raw: Any, start: int) -> Entry:
 
 def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+
+
+def countable(shape: Sequence[int]) -> bool:
+    """An array of this shape can exist: few enough axes, and a size in 63 bits."""
+    return len(shape) <= MOST_AXES and prod(s for s in shape if s) < 1 << 59
 
 
 def _check_cover(file: Path, entries: Mapping[str, Entry], start: int, size: int) -> None:

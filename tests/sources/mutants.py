@@ -55,6 +55,15 @@ def outcome(ckpt: Checkpoint, shapes: Shapes, wanted: Mapping[str, np.ndarray]) 
     return "same" if same else "silent"
 
 
+def opened_outcome(path: Path, shapes: Shapes, wanted: Mapping[str, np.ndarray]) -> str:
+    """The same of files, which may be refused as soon as they are opened."""
+    try:
+        ckpt = Checkpoint.open(path)
+    except BridgeError:
+        return "refused"
+    return outcome(ckpt, shapes, wanted)
+
+
 def without(ckpt: Checkpoint, *names: str) -> Checkpoint:
     entries = {name: e for name, e in ckpt.entries.items() if name not in names}
     return Checkpoint(ckpt.path, ckpt.config, entries)

@@ -53,7 +53,7 @@ HOSTILE = {
     "offsets backwards": (changed(data_offsets=[32, 24]), bytes(32), None, "b: the tensor's size"),
     "negative offset": (changed(data_offsets=[-8, 0]), bytes(32), None, "b: shape and data_offs"),
     "negative shape": (changed(shape=[-2, -2]), bytes(32), None, "b: shape and data_offsets"),
-    "huge shape": (changed(shape=[1 << 62, 1 << 62]), bytes(32), None, "b: the tensor's size"),
+    "huge shape": (changed(shape=[1 << 62, 1 << 62]), bytes(32), None, "b: shape and data_offs"),
     "boolean shape": (changed(shape=[True]), bytes(32), None, "b: shape and data_offsets"),
     "unknown dtype": (changed(dtype="F7"), bytes(32), None, "b: unknown dtype"),
     "no offsets": ({**TWO, "b": {"dtype": "F16"}}, bytes(24), None, "b: a header entry is incom"),

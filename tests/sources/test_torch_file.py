@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mutants import opened_outcome, shapes_of, weights
 
 from mlc_bridge.errors import SourceError
 from mlc_bridge.sources import SOURCES, Checkpoint, detect
@@ -195,3 +197,46 @@ def test_llm_awq_version_1(tmp_path: Path, case: str) -> None:
     assert q.block[1] == int(case.rpartition("g")[2])
     with pytest.raises(SourceError, match="qweight: wrong shape"):
         source.check(ckpt, Q, (64, 512))
+
+
+def test_header_and_directory_must_agree(tmp_path: Path) -> None:
+    """One bit of every byte that is no member's data: the same weights, or a refusal."""
+    case = GOLDEN / "v2-g64-bf16"
+    (file,) = case.glob("*.pt")
+    raw, shapes = file.read_bytes(), shapes_of(case)
+    wanted = weights(Checkpoint.open(case), shapes)
+    data: set[int] = set()
+    with zipfile.ZipFile(file) as z:
+        for info in z.infolist():
+            lengths = struct.unpack_from("<HH", raw, info.header_offset + 26)
+            begin = info.header_offset + 30 + sum(lengths)
+            data |= set(range(begin, begin + info.file_size))
+    got = set()
+    for at in set(range(len(raw))) - data:
+        flipped = bytearray(raw)
+        flipped[at] ^= 1 << at % 8
+        (tmp_path / file.name).write_bytes(flipped)
+        got.add(opened_outcome(tmp_path / file.name, shapes, wanted))
+    assert got == {"same", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "memo place 2147483647"),
+        (b"\x80\x02}q\x00K\x01\x85q\x01h\x01\x86.", "a tuple is used twice"),
+        (b"\x80\x02K\x012\x86.", "the opcode DUP"),
+    ],
+)
+def test_few_bytes_that_would_become_much(tmp_path: Path, pickled: bytes, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        Checkpoint.open(archive(tmp_path, pickled))
+
+
+def test_zip_of_a_later_version(tmp_path: Path) -> None:
+    file = archive(tmp_path, pickle.dumps({}, protocol=2)) / "pytorch_model.bin"
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 6] = 99  # the version needed to extract
+    file.write_bytes(raw)
+    with pytest.raises(SourceError, match="zip file version 9"):
+        Checkpoint.open(tmp_path)
