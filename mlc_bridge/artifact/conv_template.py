@@ -16,12 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from jinja2 import TemplateError
-
-from mlc_bridge.artifact.chat_template import ChatTemplate, DateAsked
+from mlc_bridge.artifact.chat_template import (
+    Budget,
+    ChatTemplate,
+    DateAsked,
+    TemplateFails,
+    Unrendered,
+)
 from mlc_bridge.artifact.conversation import (
     PLACEHOLDERS,
     Beyond,
@@ -52,23 +57,28 @@ class _NoForm(Exception):
 def derive(source: ChatTemplate) -> Derived:
     """MLC's form of the template, proven equal; ``ConfigError`` shows the first difference."""
     first: ConfigError | None = None
+    render = partial(source.render, budget=Budget())
     try:
-        for bos in _begin_tokens(source):
-            for parts in _cuts(source.render, bos):
+        for bos in _begin_tokens(source, render):
+            for parts in _cuts(render, bos):
                 try:
-                    return _prove(_assemble(parts, source.render, bos), source, bos)
+                    return _prove(_assemble(parts, render, bos), source, render, bos)
+                except Unrendered:
+                    raise
                 except ConfigError as error:
                     first = first or error
     except DateAsked:
         raise _refusal(source, "it prints today's date, and MLC's template is fixed") from None
-    except (TemplateError, TypeError, ValueError, _NoForm) as error:
+    except TemplateFails as error:
+        raise _refusal(source, f"a plain conversation does not render: {error.what}") from error
+    except _NoForm as error:
         raise _refusal(source, f"a plain conversation does not render: {error}") from error
     raise first or _refusal(source, "its turns cannot be told apart")
 
 
-def _begin_tokens(source: ChatTemplate) -> tuple[tuple[str, int] | None, ...]:
+def _begin_tokens(source: ChatTemplate, render: Render) -> tuple[tuple[str, int] | None, ...]:
     """MLC's begin token, or (tried too, where tokens then differ) the token as text."""
-    printed = source.bos is not None and source.render(_chat(U)).startswith(source.bos[0])
+    printed = source.bos is not None and render(_chat(U)).startswith(source.bos[0])
     return (source.bos, None) if printed else (None,)
 
 
@@ -115,7 +125,7 @@ def _tail(render: Render, *contents: str) -> str:
     """What follows the last content where no generation prompt is asked for."""
     try:
         return render(_chat(*contents), add_generation_prompt=False).rpartition(contents[-1])[2]
-    except TemplateError:
+    except TemplateFails:
         return ""
 
 
@@ -190,8 +200,8 @@ def _beyond(parts: _Parts, render: Render, bos: tuple[str, int] | None) -> Beyon
     ]
     try:
         text = _without_bos(render(_chat(U, A, V, system=S)), bos)
-    except TemplateError as error:
-        return Beyond(system_refused=str(error) or "it is refused", trim=tuple(trim))
+    except TemplateFails as error:
+        return Beyond(system_refused=error.what or "it is refused", trim=tuple(trim))
     if S not in text:
         return Beyond(
             system_template=_system_part(parts.start, parts.user)[0],
@@ -222,7 +232,7 @@ def _padded() -> dict[str, list[Message]]:
 def _renders(render: Render, messages: Sequence[Message]) -> bool:
     try:
         return bool(render(messages))
-    except TemplateError:
+    except TemplateFails:
         return False
 
 
@@ -234,15 +244,17 @@ def _kept(render: Render, messages: Sequence[Message]) -> bool:
 # --- the proof ---------------------------------------------------------------------------------
 
 
-def _prove(found: Conversation, source: ChatTemplate, bos: tuple[str, int] | None) -> Derived:
-    found, notes = _with_reasoning(found, source.render, bos)
+def _prove(
+    found: Conversation, source: ChatTemplate, render: Render, bos: tuple[str, int] | None
+) -> Derived:
+    found, notes = _with_reasoning(found, render, bos)
     refused = found.mlc_bridge is not None and found.mlc_bridge.system_refused
     prefix = bos[0] if bos else ""
     proven = 0
     for messages in _conversations():
         if messages[0]["role"] == "system" and refused:
             continue
-        theirs, ours = source.render(messages), found.prompt(messages)
+        theirs, ours = render(messages), found.prompt(messages)
         if prefix + ours != theirs:
             raise _difference(source, messages, prefix + ours, theirs)
         if source.encode and source.encode(theirs) != [
