@@ -18,7 +18,6 @@ user's directory is never touched.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -32,9 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
 from mlc_bridge.artifact.manifest import fingerprint
-from mlc_bridge.artifact.tensor_cache import INDEX, read_index
+from mlc_bridge.artifact.tensor_cache import INDEX, WRITTEN, read_index
+from mlc_bridge.artifact.tokenizer_files import COPIED
+from mlc_bridge.artifact.workspace import Workspace
 from mlc_bridge.errors import BridgeError, CompileError, ConfigError, MissingDependency
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.arch import Arch, Weight
@@ -133,7 +134,7 @@ def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigRepor
     limits = {name: chat.arch_config.get(name) for name in LIMITS}
     with (
         _staged(home, MODELS[chat.model_type], chat.arch_config) as source,
-        _published(output) as made,
+        _published(output, (CONFIG_NAME, *COPIED), CONFIG_NAME) as made,
         _translated(job),
     ):
         run(
@@ -167,7 +168,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     progress("convert", 0, plan.nbytes)
     with (
         _staged(home, plan.arch, plan.config.asdict(), plan) as source,
-        _published(Path(job.output)) as made,
+        _published(Path(job.output), WRITTEN, INDEX) as made,
         _translated(job),
     ):
         run(
@@ -254,8 +255,8 @@ def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport
     if output.resolve() == Path(job.model_dir).resolve():
         raise ConfigError("the output must differ from the model directory", where=output)
     progress("calibrate", 0, 1)
-    with _published(output) as made, _translated(job):
-        shutil.copytree(job.model_dir, made, dirs_exist_ok=True)
+    with _published(output, (CONFIG_NAME, *COPIED, *WRITTEN), INDEX) as made, _translated(job):
+        _copy_model(Path(job.model_dir), made)
         run(
             model=str(made),
             device=job.device,
@@ -271,6 +272,14 @@ def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport
     progress("calibrate", 1, 1)
     seconds = time.perf_counter() - start
     return CalibrateReport(output, "max", job.num_calibration_samples, 0, (), (), None, seconds)
+
+
+def _copy_model(model: Path, output: Path) -> None:
+    """The files that make the model; whatever else lies there stays."""
+    shards = {record.shard for record in read_index(model).records.values()}
+    for name in (CONFIG_NAME, *COPIED, INDEX, *sorted(shards)):
+        if (model / name).is_file():
+            shutil.copyfile(model / name, output / name)
 
 
 def main() -> None:
@@ -470,24 +479,11 @@ def _staged(
 
 
 @contextmanager
-def _published(output: Path) -> Iterator[Path]:
-    """A folder for MLC to write into; its files move to ``output`` only when all are there.
-
-    The index of the weights moves last: without it no directory passes for a model.
-    """
-    new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".mlc-bridge-", dir=output) as folder:
-            yield Path(folder)
-            if (Path(folder) / INDEX).exists():  # an old index must not stand beside new shards
-                (output / INDEX).unlink(missing_ok=True)
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == INDEX):
-                os.replace(file, output / file.name)
-    except BaseException:
-        if new and not any(output.iterdir()):
-            output.rmdir()
-        raise
+def _published(output: Path, names: tuple[str, ...], last: str) -> Iterator[Path]:
+    """A folder for MLC to write into; its files replace those of ``names`` when all are there."""
+    with Workspace(output, names) as space:
+        yield space.temp
+        space.publish(last, stale=names)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,12 +39,14 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from mlc_bridge.artifact.workspace import Workspace, told
+from mlc_bridge.artifact.interrupts import HeldInterrupts
+from mlc_bridge.artifact.inventory import INDEX, OLDER_INDEX
+from mlc_bridge.artifact.workspace import WEIGHTS_WORK, Workspace, told
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
 
-INDEX = "tensor-cache.json"
-OLDER_INDEX = "ndarray-cache.json"
+WRITTEN = ("params_shard_*.bin", INDEX, OLDER_INDEX, "tensor-cache-b16.json")
+"""What weights are written to, now or by older versions and tools."""
 SHARD_CAP = 32 << 20
 _SLAB = 4 << 20
 
@@ -79,8 +81,9 @@ class Record:
 class ShardWriter:
     """Writes the weights of one model directory; a context manager that publishes on a clean exit.
 
-    ``metadata`` becomes the index's metadata block and may be filled until the block ends. On any
-    exception, Ctrl-C included, nothing new is left in the directory.
+    ``metadata`` becomes the index's metadata block and may be filled until the block ends.
+    ``beside``: patterns of other files that will be put into ``folder`` and published with them.
+    On any exception, Ctrl-C included, nothing new is left in the directory.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class ShardWriter:
         metadata: Mapping[str, Any] | None = None,
         *,
         md5: bool = True,
+        beside: Iterable[str] = (),
     ) -> None:
         self.directory = Path(directory)
         self.metadata: dict[str, Any] = dict(metadata or {})
@@ -99,10 +103,25 @@ class ShardWriter:
         self._pending: list[Record] = []
         self._pending_bytes = 0
         self._file: BinaryIO | None = None
-        self._space = Workspace(self.directory, ".tensor-cache.tmp")
+        self._refusal = "cannot write the weights"
+        self._writes = (*WRITTEN, *beside)
+        self._space = Workspace(
+            self.directory, self._writes, refusal=self._refusal, folder=WEIGHTS_WORK
+        )
+        self._interrupts = HeldInterrupts()
+
+    @property
+    def folder(self) -> Path:
+        """Where files that shall be published with the weights are written."""
+        return self._space.temp
 
     def __enter__(self) -> ShardWriter:
-        self._space.open()
+        self._interrupts.hold()
+        try:
+            self._space.__enter__()
+        except BaseException:
+            self._interrupts.release()
+            raise
         self._hashing = ThreadPoolExecutor(2, thread_name_prefix="shard-md5")
         return self
 
@@ -114,15 +133,16 @@ class ShardWriter:
     ) -> None:
         try:
             if kind is None:
-                with told(self.directory):
+                with told(self.directory, self._refusal):
                     self._finish()
-                    self._publish()
+                self._publish()
         finally:
             if self._file is not None:
                 with suppress(OSError):
                     self._file.close()
             self._hashing.shutdown(wait=True, cancel_futures=True)
-            self._space.close()
+            self._space.__exit__(kind, error, trace)
+            self._interrupts.release()
 
     def add(self, name: str, array: Array, dtype: str | None = None) -> None:
         """Append one tensor; contiguous views of a mapped file are written without a copy.
@@ -130,7 +150,7 @@ class ShardWriter:
         ``dtype`` reinterprets the bytes under another MLC dtype name of the same item size.
         Raises ArtifactError for a repeated name or a disk that refuses.
         """
-        self._space.interrupts.check()
+        self._interrupts.check()
         if name in self.records:
             raise ArtifactError("this parameter is written twice", where=name)
         if dtype is not None:
@@ -138,7 +158,7 @@ class ShardWriter:
         word = "raw" if array.dtype == np.float32 else "f32-to-bf16"
         size, shape = array.nbytes, tuple(array.shape)
         record = Record(name, shape, array.dtype.name, word, size, 0, "")
-        with told(self.directory):
+        with told(self.directory, self._refusal):
             if self._pending_bytes + size >= SHARD_CAP:
                 if size * 2 >= SHARD_CAP:
                     self._write_own(record, array)
@@ -194,15 +214,13 @@ class ShardWriter:
         self._commit_pending()
         for shard, digest in zip(self._shards, self._digests, strict=self._md5):
             shard["md5sum"] = digest.result()
-            self._space.interrupts.check()
+            self._interrupts.check()
         index = {"metadata": self.metadata, "records": self._shards}
         (self._space.temp / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
-        self._space.interrupts.check()
+        self._interrupts.check()
 
     def _publish(self) -> None:
-        older = [self.directory / name for name in (OLDER_INDEX, "tensor-cache-b16.json")]
-        stale = [*self.directory.glob("params_shard_*.bin"), *older]
-        self._space.publish((str(shard["dataPath"]) for shard in self._shards), INDEX, stale)
+        self._space.publish(INDEX, stale=self._writes)
 
 
 @dataclass(frozen=True)

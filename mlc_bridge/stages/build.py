@@ -1,9 +1,10 @@
 """``build``: gen-config, convert and compile in one go, published as one directory.
 
 The one stage that calls others: it is their composition and adds no work of its own. All of them
-write into a directory beside the output, which takes the output's place when everything is there;
-a run that fails or is killed leaves the output as it was. The config stage comes first and is
-quick, so the plan (format found, scheme, template, sizes) is known before the long work starts.
+write into a hidden folder of the output, whose files are moved in when everything is there
+(``artifact/workspace.py``); a run that fails or is killed leaves the output as it was. From first
+to last a second run on the same output is refused. The config stage comes first and is quick, so
+the plan (format found, scheme, template, sizes) is known before the long work starts.
 
 FP8 with activation scales (``e4m3_e4m3_f16``) from a checkpoint that brings none takes a detour:
 gen-config, convert and compile in the calibrating form, ``calibrate``, then compile the result.
@@ -11,7 +12,6 @@ gen-config, convert and compile in the calibrating form, ``calibrate``, then com
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +25,10 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME
-from mlc_bridge.artifact.tensor_cache import read_index
+from mlc_bridge.artifact.inventory import INDEX, LIB_NAME
+from mlc_bridge.artifact.tensor_cache import WRITTEN, read_index
+from mlc_bridge.artifact.tokenizer_files import COPIED
+from mlc_bridge.artifact.workspace import Workspace, refuse_overlap
 from mlc_bridge.errors import ArtifactError, BridgeError, ConfigError
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.calibrate import (
@@ -36,6 +39,7 @@ from mlc_bridge.stages.calibrate import (
     CalibrateReport,
     calibrate,
 )
+from mlc_bridge.stages.calibration_report import REPORTS
 from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
 from mlc_bridge.stages.convert_weight import (
     ConvertJob,
@@ -47,7 +51,7 @@ from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_conf
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.weight_plan import WeightPlan
 
-LIB_NAME = "lib.so"
+MODEL_FILES = (CONFIG_NAME, LIB_NAME, *COPIED, *WRITTEN, *REPORTS)
 T = TypeVar("T")
 
 
@@ -150,13 +154,13 @@ def build(
             expected=CALIBRATED,
             todo="Leave it out, or name that scheme with --quantization",
         )
-    with _beside(Path(job.output)) as work:
+    with _published(job) as work:
         first = work / "calibrating" if job.calibration_dataset else work
         config, converted, plan = _weights(job, first, times, progress, announce)
         calibrated = None
         if job.calibration_dataset:
             calibrated = _calibrate(job, first, work, times, progress)
-            _remove(first)
+            shutil.rmtree(first)
         _check_scales(work)
         with _timed(times, "compile"):
             compiled = _compile(job, work, progress)
@@ -276,44 +280,28 @@ def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _beside(output: Path) -> Iterator[Path]:
-    """An empty directory beside ``output`` that takes its place if the block succeeds."""
-    if output.exists() and not (output / CONFIG_NAME).is_file() and _occupied(output):
-        raise ArtifactError(
-            "holds other things than an MLC model and is not overwritten",
-            where=output,
-            todo="Name an empty or new directory with -o",
-        )
-    work = output.with_name(f".{output.name}.building")
-    old = output.with_name(f".{output.name}.replaced")
-    try:
-        _remove(work)
-        work.mkdir(parents=True)
-    except OSError as error:
-        raise ArtifactError(f"cannot be written ({error.strerror})", where=output) from error
-    try:
-        yield work
-        _remove(old)
-        if output.exists():
-            output.replace(old)
-        work.replace(output)
-    except BridgeError as error:  # name the directory that the user knows
-        error.args = (str(error).replace(str(work), str(output)),)
-        raise
-    finally:
-        if old.exists() and not output.exists():
-            old.replace(output)
-        _remove(work)
-        _remove(old)
+def _published(job: BuildJob) -> Iterator[Path]:
+    """A folder whose files become those of the output if the block succeeds."""
+    output = Path(job.output)
+    refuse_overlap(output, job.model_dir, job.source)
+    with Workspace(output, MODEL_FILES) as space:
+        if not space.inventory.files and any(map(_visible, space.directory.iterdir())):
+            raise ArtifactError(
+                "holds other things than an MLC model and is not overwritten",
+                where=output,
+                todo="Name an empty or new directory with -o",
+            )
+        try:
+            yield space.temp
+        except BridgeError as error:  # name the directory that the user knows
+            error.args = (str(error).replace(str(space.temp), str(output)),)
+            raise
+        space.publish(INDEX, stale="*")
 
 
-def _occupied(path: Path) -> bool:
-    return not path.is_dir() or any(path.iterdir())
-
-
-def _remove(path: Path) -> None:
-    if os.path.lexists(path):
-        shutil.rmtree(path)
+def _visible(path: Path) -> bool:
+    """Not hidden, nor what every new file system holds."""
+    return not path.name.startswith(".") and path.name != "lost+found"
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
 from mlc_bridge.artifact.tensor_cache import ShardWriter, TensorCache, read_index
 from mlc_bridge.artifact.tokenizer_files import COPIED
 from mlc_bridge.engine.library import find_library
@@ -36,7 +36,12 @@ from mlc_bridge.engine.tokenizer import Tokenizer
 from mlc_bridge.errors import ArtifactError, ConfigError
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.calibration_data import Sample, draw, read_records, tokenize
-from mlc_bridge.stages.calibration_report import HTML_NAME, LayerReport, write_report
+from mlc_bridge.stages.calibration_report import (
+    HTML_NAME,
+    REPORTS,
+    LayerReport,
+    write_report,
+)
 from mlc_bridge.stages.calibration_run import (
     Generation,
     Mode,
@@ -151,7 +156,7 @@ def _plan(job: CalibrateJob) -> Plan:
         )
     if job.num_calibration_samples < 1:
         raise ConfigError("calibration needs samples", found=job.num_calibration_samples)
-    if output.exists() and output.resolve() == model.resolve():
+    if output.exists() and output.samefile(model):
         raise ConfigError(
             "calibration writes a new model directory",
             where=output,
@@ -275,13 +280,13 @@ def _verdict(amax: float, chosen: Fit) -> str:
 def _publish(plan: Plan, report: CalibrateReport) -> None:
     scales = {layer.layer + SUFFIX: layer.chosen.scale for layer in report.layers}
     metadata = dict(plan.weights.metadata)
-    with ShardWriter(plan.output, metadata) as writer:
+    with ShardWriter(plan.output, metadata, beside=(CONFIG_NAME, *COPIED, *REPORTS)) as writer:
         for name in _order(plan.weights, report.layers):
             value = scales.get(name)
             writer.add(name, plan.weights.array(name) if value is None else _scalar(value))
         _count_again(writer, plan.weights)
-        _copy_files(plan)
-        write_report(plan.output, _facts(plan, report), report.layers)
+        _copy_files(plan, writer.folder)
+        write_report(writer.folder, _facts(plan, report), report.layers)
     (plan.output / STATE).unlink(missing_ok=True)
 
 
@@ -311,15 +316,15 @@ def _count_again(writer: ShardWriter, weights: TensorCache) -> None:
         writer.metadata["BitsPerParam"] = writer.nbytes * 8 / count
 
 
-def _copy_files(plan: Plan) -> None:
+def _copy_files(plan: Plan, folder: Path) -> None:
     model = Path(plan.job.model_dir)
     try:
         for name in COPIED:
             if (model / name).is_file():
-                shutil.copyfile(model / name, plan.output / name)
+                shutil.copyfile(model / name, folder / name)
     except OSError as problem:
         raise ArtifactError(f"cannot be written ({problem.strerror})", where=plan.output) from None
-    plan.chat.model_copy(update={"quantization": CALIBRATED}).save(plan.output)
+    plan.chat.model_copy(update={"quantization": CALIBRATED}).save(folder)
 
 
 def _facts(plan: Plan, report: CalibrateReport) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mlc_bridge.stages.observers import Fit
 
 JSON_NAME = "calibration.json"
 HTML_NAME = "calibration.html"
+REPORTS = (JSON_NAME, HTML_NAME)
 _WIDTH, _HEIGHT, _LEFT = 960, 320, 60
 _STYLE = (
     "body{font:14px system-ui;margin:2em;max-width:1000px}table{border-collapse:collapse}"

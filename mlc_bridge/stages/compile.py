@@ -11,6 +11,8 @@ import importlib.util
 import inspect
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.interrupts import HeldInterrupts
+from mlc_bridge.artifact.inventory import LIB_NAME, is_library
 from mlc_bridge.artifact.manifest import fingerprint
+from mlc_bridge.artifact.workspace import Workspace
 from mlc_bridge.compiler.cache import build_key, default_directory, fetch, store
 from mlc_bridge.compiler.linker import find_linker
 from mlc_bridge.compiler.target import kernel_flags, make_target, target_options
@@ -107,16 +111,13 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
     Raises ArtifactError or ConfigError for the config, CompileError for target and toolchain.
     """
     started = time.perf_counter()
-    output = Path(job.output or Path(job.model_dir) / "lib.so")
+    output = Path(job.output or Path(job.model_dir) / LIB_NAME)
     if output.is_dir():
         raise CompileError("the output is a directory", where=output, expected="a file name")
     progress(STEPS[0], 0, len(STEPS))
     plan = make_plan(job)
-    use = job.cache and job.dump is None
-    kept = fetch(default_directory(), plan.key, output) if use else None
-    notes = kept or _build(plan, output, Path(job.dump) if job.dump else None, progress)
-    if use and not kept:
-        store(default_directory(), plan.key, output, notes)
+    with _published(output, Path(job.model_dir)) as place:
+        kept, notes = _made(job, plan, place, progress)
     progress(STEPS[2], len(STEPS), len(STEPS))
     return CompileReport(
         path=output,
@@ -125,8 +126,36 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
         seconds=time.perf_counter() - started,
         memory_usage=notes["memory_usage"],
         fingerprint=plan.metadata["mlc_bridge"]["fingerprint"],
-        cached=kept is not None,
+        cached=kept,
     )
+
+
+@contextmanager
+def _published(output: Path, model: Path) -> Iterator[Path]:
+    """Where to put the library: in the model's own directory it is listed as one of its files.
+
+    Elsewhere it is a file that the user named; there only a library is overwritten.
+    """
+    if output.parent.is_dir() and output.parent.samefile(model):
+        with Workspace(output.parent, (output.name,)) as space:
+            yield space.temp / output.name
+            space.publish(output.name)
+        return
+    if output.exists() and not is_library(output):
+        raise CompileError("this file is no library and is not overwritten", where=output)
+    yield output
+
+
+def _made(
+    job: CompileJob, plan: CompilePlan, output: Path, progress: Progress
+) -> tuple[bool, dict[str, Any]]:
+    """Whether the library came from the cache, and the notes kept with it."""
+    use = job.cache and job.dump is None
+    kept = fetch(default_directory(), plan.key, output) if use else None
+    notes = kept or _build(plan, output, Path(job.dump) if job.dump else None, progress)
+    if use and not kept:
+        store(default_directory(), plan.key, output, notes)
+    return kept is not None, notes
 
 
 def make_plan(job: CompileJob) -> CompilePlan:

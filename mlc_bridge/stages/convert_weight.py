@@ -20,6 +20,7 @@ from typing import Annotated
 from mlc_bridge import __version__
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
 from mlc_bridge.artifact.tensor_cache import ShardWriter
+from mlc_bridge.artifact.workspace import refuse_overlap
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
 from mlc_bridge.schemes import Spec
@@ -155,10 +156,7 @@ def _agreed(name: str, array: Array, spec: Spec) -> Array:
 
 def _check_place(output: Path, plan: WeightPlan, nbytes: int) -> None:
     """Not into the checkpoint itself, and not onto a disk that cannot take it."""
-    if output.resolve() == plan.ckpt.path.resolve():
-        raise ArtifactError(
-            "the output is the checkpoint itself", where=output, todo="Choose another output"
-        )
+    refuse_overlap(output, plan.ckpt.path)
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < nbytes:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mlc_bridge import __version__
-from mlc_bridge.artifact.chat_config import GENERATION_DEFAULTS, ChatConfig
+from mlc_bridge.artifact.chat_config import CONFIG_NAME, GENERATION_DEFAULTS, ChatConfig
 from mlc_bridge.artifact.chat_template import ChatTemplate
 from mlc_bridge.artifact.conv_template import Derived, derive
 from mlc_bridge.artifact.conversation import Conversation, template
 from mlc_bridge.artifact.manifest import fingerprint
-from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
-from mlc_bridge.errors import ArtifactError, ConfigError, SourceError
+from mlc_bridge.artifact.tokenizer_files import COPIED, TokenizerFiles
+from mlc_bridge.artifact.workspace import Workspace, refuse_overlap, told
+from mlc_bridge.errors import ConfigError, SourceError
 from mlc_bridge.models import MODELS, Arch, ModelConfig
 from mlc_bridge.models.arch import parameters
 from mlc_bridge.schemes import SCHEMES, Scheme
@@ -121,12 +122,7 @@ def active_vocab_size(vocab_size: int, ids: Iterable[int]) -> int:
 def _checkpoint_dir(job: GenConfigJob) -> Path:
     path = resolve(job.model_dir)
     directory = path if path.is_dir() else path.parent
-    if Path(job.output).resolve() == directory.resolve():
-        raise ConfigError(
-            "the output is the checkpoint's own directory, which is never modified",
-            where=job.output,
-            todo="Name another directory with -o",
-        )
+    refuse_overlap(job.output, directory, job.source)
     return directory
 
 
@@ -268,22 +264,11 @@ def _stop_notes(chat: ChatConfig) -> list[str]:
 
 
 def _publish(output: Path, tokenizer: TokenizerFiles, chat: ChatConfig) -> None:
-    """Tokenizer files first, the config last; what was new is taken away again on failure."""
-    fresh = not output.exists()
-    before = set() if fresh else set(output.iterdir())
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        tokenizer.write(output)
-        chat.save(output)
-    except BaseException as error:
-        if output.is_dir():
-            for path in set(output.iterdir()) - before:
-                path.unlink(missing_ok=True)
-            if fresh:
-                output.rmdir()
-        if isinstance(error, OSError):
-            raise ArtifactError(f"cannot be written ({error.strerror})", where=output) from error
-        raise
+    """All files at once; those of an earlier tokenizer go."""
+    with Workspace(output, (CONFIG_NAME, *COPIED)) as space, told(output):
+        tokenizer.write(space.temp)
+        chat.save(space.temp)
+        space.publish(CONFIG_NAME, stale=COPIED)
 
 
 def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:

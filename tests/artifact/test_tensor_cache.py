@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlc_bridge.artifact import tensor_cache
+from mlc_bridge.artifact.inventory import INVENTORY
 from mlc_bridge.artifact.tensor_cache import INDEX, ShardWriter, read_index
+from mlc_bridge.artifact.workspace import WEIGHTS_WORK
 from mlc_bridge.errors import ArtifactError
 
 DTYPES = ("float16", "uint32", "int8", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float32")
@@ -151,19 +153,20 @@ def test_a_failed_run_leaves_the_old_artifact_alone(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_a_failure_while_publishing_leaves_no_model(tmp_path, monkeypatch):
+def test_a_failure_while_publishing_takes_everything_back(tmp_path, monkeypatch):
     write(tmp_path, tensors())
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     replace = os.replace
 
-    def interrupted(source, target):
-        if str(target).endswith(INDEX):
-            raise KeyboardInterrupt
+    def broken(source, target):
+        if source.name == INDEX and target.parent == tmp_path and "replaced" not in str(source):
+            raise OSError(errno.EBUSY, "busy")
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(ArtifactError, match="busy"):
         write(tmp_path, tensors(1))
-    assert list(tmp_path.iterdir()) == []
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_a_new_artifact_replaces_a_larger_one(tmp_path, monkeypatch):
@@ -172,11 +175,11 @@ def test_a_new_artifact_replaces_a_larger_one(tmp_path, monkeypatch):
     shards = len(list(tmp_path.glob("params_shard_*.bin")))
     write(tmp_path, {"x": np.ones(3, np.float16)})
     assert shards > 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["params_shard_0.bin", INDEX]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [INVENTORY, "params_shard_0.bin", INDEX]
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
-    stale = tmp_path / ".tensor-cache.tmp"
+    stale = tmp_path / WEIGHTS_WORK
     stale.mkdir()
     (stale / "pending.bin").write_bytes(b"half")
     write(tmp_path, tensors())

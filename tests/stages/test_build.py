@@ -9,6 +9,8 @@ import pytest
 
 from mlc_bridge import BuildJob, MLCEngine, build
 from mlc_bridge.artifact.chat_config import CONFIG_NAME
+from mlc_bridge.artifact.inventory import INDEX, INVENTORY
+from mlc_bridge.artifact.workspace import WORK
 from mlc_bridge.errors import ArtifactError, BridgeError, ConfigError, SourceError
 from mlc_bridge.stages import build as stage
 from mlc_bridge.stages.build import BuildPlan, BuildReport
@@ -58,16 +60,6 @@ def test_the_model_answers(built: BuildReport) -> None:
     assert "two numbers" in text
 
 
-def test_a_second_build_takes_the_firsts_place(built: BuildReport, tmp_path: Path) -> None:
-    output = tmp_path / "model"
-    shutil.copytree(built.output, output)
-    (output / "lib.so").write_bytes(b"old")
-    with stage._beside(output) as work:
-        (work / "new").write_text("")
-    assert [p.name for p in output.iterdir()] == ["new"]
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
-
-
 @pytest.mark.parametrize("step", ["convert_weight", "compile_model"])
 @pytest.mark.parametrize(
     "error", [SourceError("by design"), KeyboardInterrupt(), OSError(28, "full")]
@@ -95,12 +87,13 @@ def test_failure_in_the_middle_leaves_the_output_as_it_was(
 
 
 def test_remains_of_a_killed_run_are_cleared(example_awq: Path, tmp_path: Path) -> None:
-    stale = tmp_path / ".model.building"
-    stale.mkdir()
-    (stale / "half").write_text("")
-    with stage._beside(tmp_path / "model") as work:
+    output = tmp_path / "model"
+    (output / WORK / "more").mkdir(parents=True)
+    (output / WORK / "half").write_text("")
+    with stage._published(BuildJob(example_awq, output)) as work:
         assert list(work.iterdir()) == []
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+        (work / INDEX).write_text("{}")
+    assert sorted(p.name for p in output.iterdir()) == [INVENTORY, INDEX]
 
 
 def test_other_peoples_directories_are_not_overwritten(example_awq: Path, tmp_path: Path) -> None:
@@ -124,7 +117,10 @@ def test_fp8_wants_data_before_the_work_starts(example_float: Path, tmp_path: Pa
 
 def test_errors_name_the_output_not_the_work_directory(tmp_path: Path) -> None:
     output = tmp_path / "model"
-    with pytest.raises(ArtifactError, match="here") as error, stage._beside(output) as work:
+    with (
+        pytest.raises(ArtifactError, match="here") as error,
+        stage._published(BuildJob(tmp_path, output)) as work,
+    ):
         raise ArtifactError("here", where=work / "shard")
     assert str(error.value).startswith(str(output / "shard"))
 

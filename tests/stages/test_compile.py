@@ -79,7 +79,7 @@ def test_report(report: CompileReport) -> None:
     assert report.size == report.path.stat().st_size
     assert report.path.stat().st_mode & 0o777 == 0o755
     assert {p.name for p in report.path.parent.iterdir()} == {
-        "lib.so", "dump", "mlc-chat-config.json",
+        "lib.so", "dump", "mlc-chat-config.json", "mlc-bridge.json",
     }  # fmt: skip
     # 64 embeddings of 64 float32, read by the engine before its first prefill.
     assert report.memory_usage["alloc_embedding_tensor"] == 64 * 64 * 4

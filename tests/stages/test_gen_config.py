@@ -11,6 +11,7 @@ import pytest
 
 from mlc_bridge import GenConfigJob, gen_config
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
+from mlc_bridge.artifact.inventory import INVENTORY
 from mlc_bridge.errors import ArtifactError, ConfigError, SourceError
 from mlc_bridge.models import MODELS
 from mlc_bridge.stages.compile import CompileJob, make_plan
@@ -53,7 +54,9 @@ def test_auto_keeps_the_checkpoint_as_it_is(
     assert awq.prompts_proven_equal > 10
     assert awq.config.conv_template.stop_token_ids == [2]
     assert awq.files == ("tokenizer.json", "tokenizer_config.json")
-    assert sorted(p.name for p in (tmp_path / "awq").iterdir()) == sorted((*awq.files, CONFIG_NAME))
+    assert sorted(p.name for p in (tmp_path / "awq").iterdir()) == sorted(
+        (*awq.files, CONFIG_NAME, INVENTORY)
+    )
 
 
 def test_sizes_of_the_command_line(model: Path, tmp_path: Path) -> None:
@@ -202,7 +205,7 @@ def test_unknown_names_answer_with_the_list(model: Path, tmp_path: Path) -> None
 
 def test_the_checkpoint_is_never_the_output(model: Path) -> None:
     before = {p.name: p.read_bytes() for p in model.iterdir()}
-    with pytest.raises(ConfigError, match="never modified"):
+    with pytest.raises(ArtifactError, match="never modified"):
         gen_config(GenConfigJob(model, model, "q0f16"))
     assert {p.name: p.read_bytes() for p in model.iterdir()} == before
 
