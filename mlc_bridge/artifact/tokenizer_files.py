@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc_bridge.artifact.conversation import Conversation
+from mlc_bridge.artifact.tokenizer_backend import encode, open_tokenizer
 from mlc_bridge.artifact.tokenizer_info import tokenizer_info
 from mlc_bridge.errors import ConfigError, MissingDependency
 
@@ -124,8 +125,7 @@ class TokenizerFiles:
 
     def encode(self, text: str) -> list[int]:
         """Token ids without added special tokens, as MLC's engine encodes a prompt."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return encode(self._backend, text)
 
     def stop_ids(self, conversation: Conversation) -> list[int]:
         """Ids that end an answer: the end token, and the token that closes an assistant turn."""
@@ -161,21 +161,13 @@ class TokenizerFiles:
 
     @cached_property
     def _backend(self) -> Any:
-        from tokenizers import Tokenizer
-
-        try:
-            return Tokenizer.from_buffer(self.contents["tokenizer.json"])
-        except KeyError:
+        if "tokenizer.json" not in self.contents:
             raise ConfigError(
                 "the checkpoint has no tokenizer",
                 where=self.directory,
                 todo="Copy tokenizer.json and tokenizer_config.json of the original model here",
-            ) from None
-        except Exception as error:  # the Rust library raises bare Exception
-            raise ConfigError(
-                f"the tokenizers library refuses it: {error}",
-                where=self.directory / "tokenizer.json",
-            ) from error
+            )
+        return open_tokenizer(self.contents["tokenizer.json"], self.directory / "tokenizer.json")
 
 
 def _json(text: bytes, name: str) -> dict[str, Any]:

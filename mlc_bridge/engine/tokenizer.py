@@ -19,8 +19,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlc_bridge.artifact.tokenizer_backend import encode, open_tokenizer
 from mlc_bridge.artifact.tokenizer_info import tokenizer_info
-from mlc_bridge.errors import ArtifactError
+from mlc_bridge.errors import ArtifactError, ConfigError
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -29,24 +30,20 @@ class Tokenizer:
     """``tokenizer.json`` of a model directory, without truncation, padding or added specials."""
 
     def __init__(self, model_dir: Path, info: dict[str, Any] | None = None) -> None:
-        from tokenizers import Tokenizer as Tokens
-
         path = model_dir / "tokenizer.json"
-        if not path.is_file():
+        try:
+            content = path.read_bytes()
+        except OSError:
             raise ArtifactError(
                 "no tokenizer.json",
                 where=model_dir,
                 todo="Write one with the save_pretrained of transformers' AutoTokenizer",
-            )
-        try:
-            self._tokens = Tokens.from_file(str(path))
-        except Exception as problem:  # the tokenizers library raises bare Exception
-            raise ArtifactError(
-                "cannot read the tokenizer", where=path, found=str(problem)
             ) from None
-        self._tokens.no_truncation()
-        self._tokens.no_padding()
-        info = info or tokenizer_info(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            self._tokens = open_tokenizer(content, path)
+        except ConfigError as problem:
+            raise ArtifactError(problem.what, where=path, todo=problem.todo) from problem
+        info = info or tokenizer_info(json.loads(content))
         self.strips_first_space = bool(info.get("strip_space_in_decode"))
         added = self._tokens.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
@@ -54,7 +51,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; special tokens written in it are recognised, none are added."""
-        return list(self._tokens.encode(text, add_special_tokens=False).ids)
+        return encode(self._tokens, text)
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes a token stands for; empty for an id without text (padding of the

@@ -56,7 +56,7 @@ def test_every_end_is_soon_and_an_error_of_the_tree(name: str) -> None:
     start = time.monotonic()
     with pytest.raises(Unrendered, match="chat template"):
         ChatTemplate((ENDLESS | FAILING)[name]).render(CHAT, budget=Budget(0.3))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15
     assert ChatTemplate("{{ messages[0].content }}").render(CHAT) == "x"
 
 
