@@ -10,8 +10,7 @@ quant_method           says by                                       read as
 awq_marlin             -                                             awq (the word of a server)
 gptq_marlin            -                                             gptq
 auto-round,            packing_format (older: backend)               awq, gptq (``auto_gptq`` keeps
-intel/auto-round, inc                                                zeros less 1, the others not),
-                                                                     fp8, compressed-tensors
+intel/auto-round, inc                                                zeros less 1, others do not)
 modelopt               quant_algo FP8, FP8_PER_CHANNEL_PER_TOKEN     fp8
 fbgemm_fp8             -                                             fp8, a scale per row
 quark                  global_quant_config.weight.dtype fp8_e4m3     fp8
@@ -37,17 +36,18 @@ def own_words(settings: Settings) -> dict[str, Any]:
 
 def _auto_round(settings: Settings) -> Settings:
     """AutoRound names the layout behind a colon, and single layers in ``extra_config``."""
-    packing = str(settings.get("packing_format") or settings.get("backend") or "auto_round")
+    packing = settings.get("packing_format") or settings.get("backend")
+    if not packing and settings.get("sym") is True:  # its zeros prove the version
+        packing = "auto_round:auto_gptq"
     layers = settings.get("extra_config")
-    return {**_packing(packing), "dynamic": _overrides(layers if isinstance(layers, dict) else {})}
+    own = _overrides(layers if isinstance(layers, dict) else {})
+    return {**_packing(str(packing)), "dynamic": own}
 
 
 def _packing(word: str) -> Settings:
-    if "awq" in word:
+    if word.endswith(("auto_awq", ":awq")):
         return {"quant_method": "awq", "version": "gemm"}
-    if word.endswith("fp8_static"):
-        return {"quant_method": "fp8", "activation_scheme": "static"}
-    if word.endswith((":auto_gptq", ":gptq")) or ":gptq:" in word:
+    if word.endswith((":auto_gptq", ":gptq")):
         return {"quant_method": "gptq", "checkpoint_format": "gptq"}
     if word == "auto_round" or word.endswith((":gptqmodel", ":exllamav2", ":tritonv2")):
         return {"quant_method": "gptq", "checkpoint_format": "gptq_v2"}

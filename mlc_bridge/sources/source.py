@@ -131,16 +131,22 @@ def method_said(ckpt: Checkpoint) -> str:
 
 
 def sound_scale(scale: Array, name: str, *, zero_allowed: bool = False) -> Array:
-    """``scale`` itself, unless a value is NaN, infinite, negative or (where not allowed) zero."""
+    """``scale`` itself, unless a value is NaN, infinite or (where not allowed) zero.
+
+    Below zero is legal: AutoRound's symmetric rule gives the scale the sign that puts a group's
+    extreme value at the lowest code, so half of its scales are negative.
+    """
     values = scale if scale.dtype.kind == "f" else scale.astype(np.float32)
-    bad = ~(np.isfinite(values) & ((values >= 0) if zero_allowed else (values > 0)))
+    bad = ~np.isfinite(values)
+    if not zero_allowed:
+        bad |= values == 0
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
         raise SourceError(
             f"{int(bad.sum())} of {bad.size} scales cannot be used",
             where=name,
             found=f"{float(values[at])} at {list(at)}",
-            expected="finite numbers above zero",
+            expected="finite numbers" + ("" if zero_allowed else " other than zero"),
             todo="The file is damaged or its quantization failed; quantize the model again",
         )
     return scale
@@ -153,4 +159,7 @@ def activation_scale(ckpt: Checkpoint, name: str) -> Array | None:
     scale = sound_scale(ckpt.tensor(name), name)
     if scale.size != 1:
         raise SourceError("not one scale for the whole input", where=name, found=scale.shape)
-    return scale.astype(np.float32).reshape(())
+    value = scale.astype(np.float32).reshape(())
+    if value < 0:
+        raise SourceError("an activation scale below zero", where=name, found=float(value))
+    return value

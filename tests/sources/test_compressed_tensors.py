@@ -176,7 +176,7 @@ def test_refusals_name_the_tensor(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["pack-int4-sym-g32", "int-w8a8-static"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_scales_that_cannot_be(tmp_path: Path, case: str, value: float) -> None:
     scale = load_file(GOLDEN / case / "model.safetensors")[f"{Q}.weight_scale"].copy()
     scale[5, 0] = value

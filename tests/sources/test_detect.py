@@ -124,7 +124,7 @@ def test_zero_points_that_are_no_whole_numbers(tmp_path: Path) -> None:
         SOURCES["autoawq-gemv-fast"].read(ckpt, Q)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1.0, 0.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
 def test_scales_that_cannot_be(tmp_path: Path, value: float) -> None:
     scales = load_file(GOLDEN / CASE / "model.safetensors")[f"{Q}.scales"].copy()
     scales[3, 5] = value

@@ -145,7 +145,7 @@ def test_shape_unlike_the_config() -> None:
             GPTQ.check(Checkpoint.open(GOLDEN / CASE), Q, shape)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_scales_that_cannot_be(tmp_path: Path, value: float) -> None:
     scales = load_file(GOLDEN / CASE / "model.safetensors")[f"{Q}.scales"].copy()
     scales[1, 2] = value
