@@ -182,6 +182,9 @@ def _inspect(
     samples_only: Annotated[
         bool, typer.Option("--samples-only", help="Read one layer of every kind.")
     ] = False,
+    load_lib: Annotated[
+        bool, typer.Option("--load-lib", help="Ask an MLC directory's lib, which runs its code.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
 ) -> None:
     """Say what a checkpoint or an MLC directory holds, without changing anything."""
@@ -189,7 +192,7 @@ def _inspect(
 
     found: ArtifactReport | CheckpointReport
     if is_artifact(Path(path)):
-        found = inspect_artifact(path)
+        found = inspect_artifact(path, load_lib=load_lib)
     else:
         with Bars() as progress:
             found = inspect_checkpoint(InspectJob(path, source_format, samples_only), progress)

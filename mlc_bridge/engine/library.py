@@ -8,32 +8,27 @@ compared here first.
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlc_bridge.artifact.lib_file import (
+    GPUS,
+    REQUIRED_FUNCTIONS,
+    LibFile,
+    check_elf,
+    check_functions,
+)
+from mlc_bridge.artifact.lib_metadata import (
+    RECOMPILE,
+    check_cpu,
+    check_runnable,
+    parse_metadata,
+)
 from mlc_bridge.artifact.manifest import check_lib
 from mlc_bridge.errors import ArtifactError
 
-REQUIRED_FUNCTIONS = {  # name -> number of arguments
-    "embed": 2,
-    "prefill": 3,
-    "decode": 3,
-    "batch_prefill": 4,
-    "batch_decode": 3,
-    "create_tir_paged_kv_cache": 5,
-}
-REQUIRED_KEYS = (
-    "model_type", "quantization", "context_window_size", "prefill_chunk_size", "max_batch_size",
-    "tensor_parallel_shards", "params", "kv_cache",
-)  # fmt: skip
-RECOMPILE = "Compile the model again"
 OBSERVER = "mlc_bridge.observe"  # the function that a calibration lib calls
-# ELF header: program and section table offsets, then size and number of entries of each.
-_ELF64 = struct.Struct("<32xQQ6xHHHH2x")
-_SEGMENT = struct.Struct("<8xQ16xQ")  # offset and bytes of one program header entry
 
 
 @dataclass(frozen=True)
@@ -73,10 +68,40 @@ def open_library(path: Path, model_dir: Path, device: str) -> Library:
     """Load ``path`` for the weights in ``model_dir``; raises ArtifactError for whatever does not
     fit.
     """
+    module, vm, target = _loaded(path, device)
+    metadata = _metadata(path, module)
+    check_runnable(metadata, path)
+    check_functions(_functions(module), path)
+    if target.type == "cpu":
+        check_cpu(metadata, path)
+    check_lib(metadata, model_dir)
+    return Library(path, vm, metadata, target)
+
+
+def loaded_metadata(path: Path) -> dict[str, Any]:
+    """What the lib says when it is asked, which runs its code. Raises ArtifactError."""
+    return _metadata(path, _loaded(path, "auto")[0])
+
+
+def check_lib_file(lib: LibFile, model_dir: Path, device: str) -> None:
+    """As ``open_library`` for a lib that is only read."""
+    if OBSERVER in lib.functions:
+        raise _calibrates(lib.path)
+    check_runnable(lib.metadata, lib.path)
+    check_functions(lib.functions, lib.path)
+    if device != "auto" and device.split(":")[0] != lib.device:
+        raise _other_device(lib.device, device, lib.path)
+    if lib.device == "cpu":
+        check_cpu(lib.metadata, lib.path)
+    check_lib(lib.metadata, model_dir)
+
+
+def _loaded(path: Path, device: str) -> tuple[Any, Any, Any]:
+    """The module, its virtual machine and the device."""
     import tvm
     from tvm import relax
 
-    _check_elf(path)
+    check_elf(path)
     try:
         module = tvm.runtime.load_module(str(path))
         target = _device(device, module, path)
@@ -84,108 +109,42 @@ def open_library(path: Path, model_dir: Path, device: str) -> Library:
         vm = relax.VirtualMachine(module, target)
     except (AttributeError, RuntimeError, ValueError) as problem:
         if OBSERVER in str(problem):
-            raise ArtifactError(
-                "this lib is compiled for calibration and cannot answer",
-                where=path,
-                todo="Run mlc-bridge calibrate with it, then compile its output",
-            ) from problem
+            raise _calibrates(path) from problem
         raise ArtifactError(
             "not a lib that tvm can load", where=path, found=_first_line(problem), todo=RECOMPILE
         ) from problem
-    metadata = _metadata(path, vm.module)
-    _check_functions(path, vm.module)
-    if target.type == "cpu":
-        check_cpu(metadata, path)
-    check_lib(metadata, model_dir)
-    return Library(path, vm, metadata, target)
+    return vm.module, vm, target
 
 
-def _check_elf(path: Path) -> None:
-    """A cut shared object makes the loader die of a bus error, so the file must hold its
-    segments.
-    """
-    with path.open("rb") as file:
-        head = file.read(_ELF64.size)
-        if head[:4] != b"\x7fELF":
-            raise ArtifactError(
-                "not a shared library", where=path, found=repr(head[:4]), todo=RECOMPILE
-            )
-        if len(head) < _ELF64.size or head[4] != 2:
-            raise ArtifactError("not a 64-bit shared library", where=path, todo=RECOMPILE)
-        segments, sections, segment_size, count, section_size, section_count = _ELF64.unpack(head)
-        file.seek(segments)
-        table = file.read(segment_size * count)
-    end = sections + section_size * section_count
-    for at in range(0, len(table) - _SEGMENT.size + 1, segment_size):
-        offset, nbytes = _SEGMENT.unpack_from(table, at)
-        end = max(end, offset + nbytes)
-    if path.stat().st_size < end:
-        found = f"{path.stat().st_size} bytes"
-        raise ArtifactError(
-            "the lib is cut off", where=path, found=found, expected=end, todo=RECOMPILE
-        )
+def _calibrates(path: Path) -> ArtifactError:
+    return ArtifactError(
+        "this lib is compiled for calibration and cannot answer",
+        where=path,
+        todo="Run mlc-bridge calibrate with it, then compile its output",
+    )
+
+
+def _other_device(compiled: str, wanted: str, path: Path) -> ArtifactError:
+    return ArtifactError(
+        f"the lib was compiled for {compiled}",
+        where=path,
+        found=f"device {wanted}",
+        todo=RECOMPILE,
+    )
 
 
 def _metadata(path: Path, module: Any) -> dict[str, Any]:
-
     if not module.implements_function("_metadata"):
         raise ArtifactError("the lib has no function _metadata", where=path, todo=RECOMPILE)
-    try:
-        metadata = json.loads(str(module["_metadata"]()))
-    except ValueError as problem:
-        raise ArtifactError("_metadata is not JSON", where=path, found=str(problem)) from None
-    missing = [key for key in REQUIRED_KEYS if key not in metadata]
-    if missing:
-        raise ArtifactError("_metadata is incomplete", where=path, found=f"no {', '.join(missing)}")
-    if metadata["tensor_parallel_shards"] != 1:
-        raise ArtifactError(
-            "this engine runs models of one shard",
-            where=path,
-            found=f"tensor_parallel_shards {metadata['tensor_parallel_shards']}",
-            todo="Compile without tensor parallelism",
-        )
-    kind, task = metadata.get("kv_state_kind", "kv_cache"), metadata.get("model_task", "chat")
-    if (kind, task) != ("kv_cache", "chat"):
-        raise ArtifactError(
-            "this engine runs chat models with a KV cache",
-            where=path,
-            found=f"kv_state_kind {kind}, model_task {task}",
-        )
-    return dict(metadata)
+    return parse_metadata(str(module["_metadata"]()), path)
 
 
-def _check_functions(path: Path, module: Any) -> None:
-    for name, arity in REQUIRED_FUNCTIONS.items():
-        if not module.implements_function(name):
-            raise ArtifactError(
-                "the lib lacks a function", where=path, found=f"no {name}", todo=RECOMPILE
-            )
-        found = int(module["get_function_arity"](name))
-        if found != arity:
-            raise ArtifactError(
-                f"{name} of this lib has another signature",
-                where=path,
-                found=f"{found} arguments",
-                expected=arity,
-                todo=RECOMPILE,
-            )
-
-
-def check_cpu(metadata: dict[str, Any], path: Path) -> None:
-    """An instruction that is not here would end the process; our libs say which they use."""
-    needed = set((metadata.get("mlc_bridge") or {}).get("cpu_flags") or ())
-    cpuinfo = Path("/proc/cpuinfo")
-    if not needed or not cpuinfo.exists():
-        return
-    lines = cpuinfo.read_text().splitlines()
-    here = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
-    if missing := sorted(needed.difference(here)):
-        raise ArtifactError(
-            "the lib was compiled for another processor",
-            where=path,
-            found=f"no {', '.join(missing)} here",
-            todo="Compile the model on this machine",
-        )
+def _functions(module: Any) -> dict[str, int]:
+    return {
+        name: int(module["get_function_arity"](name))
+        for name in REQUIRED_FUNCTIONS
+        if module.implements_function(name)
+    }
 
 
 def _device(wanted: str, module: Any, path: Path) -> Any:
@@ -193,19 +152,14 @@ def _device(wanted: str, module: Any, path: Path) -> Any:
     import tvm
 
     kinds = {imported.kind for imported in _all_imports(module)}
-    gpu = next((k for k in ("cuda", "rocm", "vulkan", "metal", "opencl") if k in kinds), None)
+    gpu = next((k for k in GPUS if k in kinds), None)
     name = (gpu or "cpu") if wanted == "auto" else wanted
     try:
         device = tvm.device(name)
     except (ValueError, RuntimeError) as problem:
         raise ArtifactError("unknown device", found=wanted, expected="auto, cpu, cuda") from problem
     if name.split(":")[0] != (gpu or "cpu"):
-        raise ArtifactError(
-            f"the lib was compiled for {gpu or 'cpu'}",
-            where=path,
-            found=f"device {wanted}",
-            todo=RECOMPILE,
-        )
+        raise _other_device(gpu or "cpu", wanted, path)
     if not device.exist:
         raise ArtifactError("the lib needs a device that is not here", where=path, found=name)
     return device

@@ -2,12 +2,12 @@
 
 ``inspect`` shows what is there even where parts are missing. ``check`` goes through everything an
 engine needs, in the order in which it would need it: most of these mistakes let MLC's engine hang
-or crash, here each is a line with its reason.
+or crash, here each is a line with its reason. Neither runs a line of the directory's code: the lib
+is read as a file (``artifact/lib_file.py``), and loaded only on wish.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,9 +17,15 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
+from mlc_bridge.artifact.lib_file import read_lib
 from mlc_bridge.artifact.tensor_cache import INDEX, TensorCache, read_index
 from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
-from mlc_bridge.engine.library import find_library, open_library
+from mlc_bridge.engine.library import (
+    check_lib_file,
+    find_library,
+    loaded_metadata,
+    open_library,
+)
 from mlc_bridge.errors import ArtifactError, BridgeError
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
@@ -35,6 +41,7 @@ class CheckJob:
     model_lib: wishes.ModelLib = None
     device: wishes.RunDevice = "auto"
     md5: Annotated[bool, "Read every byte of the weights and compare the sums."] = True
+    load_lib: wishes.LoadLib = False
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,16 @@ def is_artifact(path: Path) -> bool:
     return (path / CONFIG_NAME).is_file() or (path / INDEX).is_file()
 
 
-def inspect_artifact(directory: str | Path) -> ArtifactReport:
-    """Look at an MLC directory; what is missing or unreadable becomes a finding."""
+def inspect_artifact(directory: str | Path, *, load_lib: bool = False) -> ArtifactReport:
+    """Look at an MLC directory; what is missing or unreadable becomes a finding.
+
+    The lib is read, not run, unless ``load_lib`` says so.
+    """
     path = Path(directory)
     findings: list[str] = []
     config = _tried(lambda: ChatConfig.load(path), findings)
     cache = _tried(lambda: read_index(path), findings)
-    lib = _tried(lambda: _lib_metadata(path), findings) or {}
+    lib = _tried(lambda: _lib_metadata(path, load_lib), findings) or {}
     records = list(cache.records.values()) if cache else []
     dtypes: dict[str, tuple[int, int]] = {}
     for record in records:
@@ -212,20 +222,21 @@ def _same_build(config: ChatConfig, cache: TensorCache) -> str:
 
 
 def _lib_said(job: CheckJob, path: Path) -> str:
-    library = open_library(find_library(path, job.model_lib), path, job.device)
-    nbytes = os.path.getsize(library.path)
-    return f"{library.path.name} ({nbytes / 1e6:.2f} MB) runs on {library.device} and fits"
+    place = find_library(path, job.model_lib)
+    size = f"{place.name} ({os.path.getsize(place) / 1e6:.2f} MB)"
+    if job.load_lib:
+        library = open_library(place, path, job.device)
+        return f"{size} runs on {library.device} and fits"
+    lib = read_lib(place)
+    check_lib_file(lib, path, job.device)
+    return f"{size} says that it runs on {lib.device} and fits; it was read, not loaded"
 
 
-def _lib_metadata(path: Path) -> dict[str, Any]:
+def _lib_metadata(path: Path, load_lib: bool) -> dict[str, Any]:
     """``_metadata`` of the lib, whether or not it fits the weights."""
-    import tvm
-    from tvm import relax
-
-    library = find_library(path, None)
-    module = tvm.runtime.load_module(str(library))
-    found: dict[str, Any] = json.loads(relax.VirtualMachine(module, tvm.cpu())["_metadata"]())
-    return {"file": library.name, "nbytes": library.stat().st_size, **found}
+    place = find_library(path, None)
+    metadata = loaded_metadata(place) if load_lib else read_lib(place).metadata
+    return {"file": place.name, "nbytes": place.stat().st_size, **metadata}
 
 
 def _tried(look: Callable[[], T], findings: list[str]) -> T | None:
@@ -233,6 +244,4 @@ def _tried(look: Callable[[], T], findings: list[str]) -> T | None:
         return look()
     except BridgeError as error:
         findings.append(str(error))
-    except Exception as error:  # tvm raises its own errors for a lib that does not load
-        findings.append(f"the lib cannot be read: {error}")
     return None

@@ -37,3 +37,6 @@ ModelLib = Annotated[str | Path | None, "Compiled library; default is lib.so of 
 RunDevice = Annotated[str, "Device to run on: auto is what the library was compiled for."]
 Threads = Annotated[int | None, "Threads that run the kernels; default is one for each core."]
 Samples = Annotated[int, "Samples to take from the calibration data."]
+LoadLib = Annotated[
+    bool, "Load the library, which runs its code, in place of reading what it says."
+]
