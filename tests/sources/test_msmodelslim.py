@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mlc_bridge.errors import SourceError
+from mlc_bridge.qtensor import QTensor
 from mlc_bridge.sources import SOURCES, Checkpoint, detect
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sources" / "msmodelslim"
@@ -103,6 +104,94 @@ def test_cache_scales_are_aside_and_said(tmp_path: Path) -> None:
     assert SLIM.findings(Checkpoint.open(GOLDEN / "w8a16-channel")) == ()
 
 
+def real(case: str) -> Checkpoint:
+    return Checkpoint.open(GOLDEN / f"real-{case}")
+
+
+def test_nf4_of_the_real_tool_is_refused_for_what_it_lacks() -> None:
+    ckpt = real("nf4")
+    assert detect(ckpt).name == "msmodelslim"
+    with pytest.raises(SourceError, match=r"type NF4 cannot be read.*scale of each block was not"):
+        SLIM.check(ckpt, Q, (64, 64))
+    assert not [name for name in ckpt.names if "absmax" in name or "scale" in name]
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("w8a8", ("static activation scales",)),
+        ("w8a8-dynamic", ("activations quantized at run time (W8A8_DYNAMIC)",)),
+        ("w8a8-kv8", ("4 scales of the KV cache", "static activation scales")),
+        ("w8a8-fa", ("6 scales of the KV cache", "static activation scales")),
+        ("w8a8-tp2", ("static activation scales", "2 layers were quantized in slices")),
+        ("mixed-types", ("static activation scales", "3 layers ask for activations")),
+        ("w8a16", ()),
+    ],
+)
+def test_what_is_not_done_is_said(case: str, told: tuple[str, ...]) -> None:
+    findings = SLIM.findings(real(case))
+    assert len(findings) == len(told)
+    assert all(words in finding for words, finding in zip(told, findings, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("case", "floats"),
+    [("gate", {"o_proj", "gate_proj", "down_proj"}),
+     ("q-k", {"q_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})],
+)  # fmt: skip
+def test_fallback_leaves_parts_of_a_fused_layer_float(case: str, floats: set[str]) -> None:
+    ckpt = real(f"w8a8-fallback-{case}")
+    layers = [x for x in ckpt.layers("weight") if x.endswith("_proj")]
+    assert {x.rpartition(".")[2] for x in layers if not isinstance(SLIM.read(ckpt, x), QTensor)} \
+        == floats  # fmt: skip
+    assert floats.isdisjoint(x.rpartition(".")[2] for x in SLIM.layers(ckpt))
+
+
+def test_slices_are_joined_and_held_against_the_whole(tmp_path: Path) -> None:
+    """Slices of a float layer have no whole beside them; those of a quantized one do."""
+    o_proj = "model.layers.0.self_attn.o_proj"
+    ckpt = real("w8a8-tp2-fallback")
+    assert f"{o_proj}.weight" not in ckpt
+    assert SLIM.read(ckpt, o_proj).dtype == np.float32
+    SLIM.check(ckpt, o_proj, (32, 32))
+    ckpt = real("w8a8-tp2")
+    assert SLIM.read(ckpt, o_proj).block == (1, 32)
+    other = {f"{o_proj}.weight": ckpt.tensor(f"{o_proj}.weight") + np.int8(1)}
+    with pytest.raises(SourceError, match=rf"{o_proj}\.weight: .*differs from its slices"):
+        SLIM.read(edited(tmp_path, "real-w8a8-tp2", other), o_proj)
+
+
+def test_norms_stored_twice_are_copies() -> None:
+    ckpt = real("w8a8-m1-safe-tensor")
+    copies = SLIM.copies(ckpt)
+    assert len(copies) == 3
+    assert all(np.array_equal(ckpt.tensor(a), ckpt.tensor(b)) for a, b in copies.items())
+    assert not SLIM.copies(real("w8a8-m1"))
+
+
+@pytest.mark.parametrize("suffix", ["heads_rotation", "div.mul_scale", "svd_lowrank_l1"])
+def test_what_acts_at_run_time_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    name = f"{Q}.{suffix}"
+    ckpt = edited(tmp_path, "w8a16-channel", {name: np.ones(4, np.float32)})
+    with pytest.raises(SourceError, match=rf"{Q}\.{suffix}: this msModelSlim model computes with"):
+        SLIM.check_whole(ckpt)
+
+
+def test_float8_with_an_offset_is_refused(tmp_path: Path) -> None:
+    case = "real-v1-wfp8afp8-dynamic"
+    sound = real("v1-wfp8afp8-dynamic")
+    file = next((GOLDEN / case).glob("quant*.safetensors"))
+    assert SLIM.read(sound, Q).zero is None
+    changed = bytearray(file.read_bytes())
+    entry = sound.entries[f"{Q}.weight_offset"]
+    changed[entry.begin : entry.begin + 4] = np.float32(1).tobytes()
+    home = tmp_path / case
+    shutil.copytree(GOLDEN / case, home)
+    (home / file.name).write_bytes(changed)
+    with pytest.raises(SourceError, match=rf"{Q}\.weight_offset: an offset is not zero"):
+        SLIM.read(Checkpoint.open(home), Q)
+
+
 BAD = {
     "no type": ({}, {f"{Q}.weight": None}, "type None cannot be read"),
     "scale missing": ({f"{Q}.weight_scale": None}, {}, "weight_scale: the checkpoint lacks"),
@@ -112,6 +201,8 @@ BAD = {
     "offset shape": ({f"{Q}.weight_offset": np.zeros((64, 2), np.float32)}, {}, "wrong shape"),
     "half offset": (
         {f"{Q}.weight_offset": np.full((64, 1), 0.5, np.float32)}, {}, "no whole number"),
+    "other type": ({}, {f"{Q}.weight_scale": "W8A8"}, "parts of one layer different types"),
+    "offset lost": ({f"{Q}.weight_offset": None}, {}, "weight_offset: the checkpoint lacks"),
     "large offset": (
         {f"{Q}.weight_offset": np.full((64, 1), 200, np.float32)}, {}, "no whole number"),
     "nan scale": ({f"{Q}.weight_scale": np.full((64, 1), np.nan, np.float32)}, {}, "scales cannot"),

@@ -21,7 +21,7 @@ from mlc_bridge.qtensor import QTensor
 from mlc_bridge.sources import SOURCES, Checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sources" / "msmodelslim"
-CASES = sorted(p.parent.name for p in GOLDEN.glob("*/quant_model_description*.json"))
+CASES = sorted(p.parent.name for p in GOLDEN.glob("*/expected.safetensors"))
 Weights = dict[str, np.ndarray]
 SLIM = SOURCES["msmodelslim"]
 VALUES = ("W8A8", "W8A16", "W4A16", "W8A8_DYNAMIC", "W4A8_DYNAMIC", "FLOAT", "", 4, None, [], {})
