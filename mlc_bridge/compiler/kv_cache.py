@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend.nn.llm import kv_cache as tvm_kernels
@@ -41,7 +40,6 @@ class CacheLayout:
     rope_scale: float = 1.0
     rope_scaling: dict[str, Any] | None = None
     rotary_dim: int | None = None
-    rope_factors: tuple[float, ...] | None = None
     rotates: bool = True
     """False where the graph itself rotates queries and keys."""
     window: int | None = None
@@ -84,9 +82,6 @@ def attach_cache(mod: tvm.IRModule, layout: CacheLayout, target: Target) -> tvm.
 
 def _model(layout: CacheLayout) -> list[Any]:
     """The constructor's arguments that describe the model."""
-    # Its kernel takes a long and a short list and picks one by the length of the call, which would
-    # rotate one sequence in two ways; the model has picked already, so both are the same.
-    factors = layout.rope_factors
     return [
         relax.ShapeExpr([0, layout.layers]),
         relax.prim_value(layout.heads),
@@ -98,7 +93,7 @@ def _model(layout: CacheLayout) -> list[Any]:
         relax.prim_value(ROPE_NORMAL if layout.rotates else ROPE_NONE),
         relax.prim_value(layout.rope_scale),
         relax.prim_value(layout.rope_theta),
-        relax.prim_value(0) if factors is None else relax.const(np.array(2 * factors, "float32")),
+        relax.prim_value(0),  # no lists of factors: their kernel picks one by a call's length
         relax.op.zeros((), layout.dtype),
     ]
 

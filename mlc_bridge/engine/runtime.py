@@ -49,7 +49,8 @@ class EngineConfig:
 @dataclass(frozen=True)
 class Limits:
     """What the engine runs with: window of one sequence, tokens of one prefill step, sequences at
-    once, tokens of all sequences together; ``sliding_window`` is -1 without one."""
+    once, tokens of all sequences together; ``sliding_window`` is -1 without one. A sequence that
+    grows beyond ``restart_beyond`` tokens is prefilled anew."""
 
     context_window: int
     prefill_chunk: int
@@ -58,6 +59,11 @@ class Limits:
     sliding_window: int = -1
     attention_sink: int = 0
     prefix_cache: bool = True
+    restart_beyond: int | None = None
+
+    def crosses(self, cached: int, tokens: int) -> bool:
+        """Whether the cache of ``cached`` tokens is of no use to a sequence of ``tokens``."""
+        return self.restart_beyond is not None and cached <= self.restart_beyond < tokens
 
 
 class Runtime:
@@ -259,7 +265,17 @@ def plan_limits(
     sink = max(int(metadata.get("attention_sink_size", 0)), 0)
     # What slid out of the window cannot be taken back.
     keep = config.prefix_cache and sliding <= 0
-    return Limits(window or sys.maxsize, chunk or 1, batch, total, sliding, sink, keep)
+    beyond = (metadata.get("mlc_bridge") or {}).get("restart_beyond")
+    if beyond is not None and (chunk or 1) <= beyond < (window or sys.maxsize):
+        raise ConfigError(
+            f"a prefill must show at once whether a prompt is longer than {beyond} tokens, because "
+            "this model then reads it in another way",
+            where="prefill_chunk_size",
+            found=chunk,
+            expected=f"more than {beyond}",
+            todo=f"Raise it, or set context_window_size to {beyond} at most",
+        )
+    return Limits(window or sys.maxsize, chunk or 1, batch, total, sliding, sink, keep, beyond)
 
 
 def _smallest(*values: int | None) -> int | None:

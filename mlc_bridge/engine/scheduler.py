@@ -11,6 +11,9 @@ for the cache holds at least one context window.
 
 The cache of a sequence that ended stays until its slot or pages are needed. A new prompt that
 begins like one of them (the next turn of a chat) takes it over and prefills only the rest.
+
+Some models read long sequences in another way (``Limits.crosses``): one that grows so long leaves
+its cache and is prefilled from its beginning, in a first piece that shows its length.
 """
 
 from __future__ import annotations
@@ -99,6 +102,7 @@ class Scheduler:
     def step(self) -> None:
         """Prefill what is due, then decode every running sequence once."""
         self._drop_cancelled()
+        self._restart_grown()
         self._admit()
         if pieces := self._with_room(self._due_prefill()):
             logits = self.runtime.prefill([s.slot for s, _ in pieces], [run for _, run in pieces])
@@ -128,6 +132,14 @@ class Scheduler:
         if any(s.cancelled for s in self.waiting):
             self.waiting = deque(s for s in self.waiting if not s.cancelled)
 
+    def _restart_grown(self) -> None:
+        crosses = self.runtime.limits.crosses
+        for sequence in self.running:
+            if sequence.cached and crosses(sequence.cached, len(sequence.tokens)):
+                self.runtime.remove(sequence.slot)
+                self.runtime.add(sequence.slot)
+                sequence.cached, sequence.shares_pages = 0, False
+
     def _admit(self) -> None:
         while self.waiting:
             past, common = self._find_past(self.waiting[0].tokens)
@@ -142,8 +154,10 @@ class Scheduler:
         """The past that shares most tokens, at least a page, and how many; one token must be
         left.
         """
-        best, most = None, PAGE - 1
+        best, most, crosses = None, PAGE - 1, self.runtime.limits.crosses
         for past in self._past:
+            if crosses(*sorted((len(past.tokens), len(tokens)))):
+                continue
             common = min(past.common(tokens), len(tokens) - 1)
             if common > most:
                 best, most = past, common
@@ -192,9 +206,12 @@ class Scheduler:
         self._slots.append(slot)
 
     def _due_prefill(self) -> list[Piece]:
-        room, pieces = self.runtime.limits.prefill_chunk, []
+        limits, pieces = self.runtime.limits, list[Piece]()
+        room = limits.prefill_chunk
         for sequence in self.running:
             run = sequence.tokens[sequence.cached : sequence.cached + room]
+            if pieces and limits.crosses(sequence.cached + len(run), len(sequence.tokens)):
+                continue  # comes first in a later step
             if run and (sequence.pending > 1 or sequence.cached == 0):
                 pieces.append((sequence, run))
                 room -= len(run)

@@ -92,6 +92,11 @@ class ModelConfig(Protocol):
         ...
 
     @property
+    def restart_beyond(self) -> int | None:
+        """Tokens beyond which a sequence that began shorter must be prefilled anew (longrope)."""
+        ...
+
+    @property
     def split_layers(self) -> tuple[str, ...]:
         """MLC paths of fused linears that this checkpoint cannot hold in one parameter.
 

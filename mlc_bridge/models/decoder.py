@@ -33,17 +33,25 @@ from mlc_bridge.models.layers import (
     cap,
     gated,
     last_token,
-    positions,
     qk_norm,
-    rope_table,
-    rotate,
     take_rows,
 )
 from mlc_bridge.models.mixture import ExpertLinear, choose
+from mlc_bridge.models.rotary import (
+    Reach,
+    Table,
+    each_row,
+    one_sequence,
+    positions,
+    rope_table,
+    rotate,
+    unbroken,
+    up_to,
+)
 from mlc_bridge.schemes.scheme import Scheme
 
 Block = dict[str, Any]
-Tables = tuple[tuple[nn.Tensor, nn.Tensor], ...] | None
+Tables = tuple[Table, ...] | None
 
 
 class Decoder(nn.Module):
@@ -87,10 +95,10 @@ class Decoder(nn.Module):
         kind = ExpertLinear if weight.experts else QLinear
         return kind(weight, scheme, floats)
 
-    def hidden(self, x: nn.Tensor, kv: PagedKVCache) -> nn.Tensor:
-        """All layers, before the last norm."""
+    def hidden(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach) -> nn.Tensor:
+        """All layers, before the last norm; ``reach`` tells how far each row's sequence goes."""
         x = x if self.spec.embed_scale == 1.0 else x * self.spec.embed_scale
-        tables = self.rope_tables(x, kv)
+        tables = self.rope_tables(x, kv, reach)
         for index, block in enumerate(self.blocks):
             out = self.attention(block, block["attn_norm"](x), kv, index, tables)
             x = x + (block["attn_post"](out) if self.spec.post_norms else out)
@@ -98,13 +106,15 @@ class Decoder(nn.Module):
             x = x + (block["mlp_post"](out) if self.spec.post_norms else out)
         return x
 
-    def rope_tables(self, x: nn.Tensor, kv: PagedKVCache) -> Tables:
+    def rope_tables(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach) -> Tables:
         """For global and for local layers; none where the cache itself rotates all of them."""
         spec = self.spec
-        if spec.local_rope is None:
+        if not spec.rotates_in_graph:
             return None
         at = positions(kv, x.shape[0] * x.shape[1])
-        return tuple(rope_table(at, r, spec.head_dim) for r in (spec.rope, spec.local_rope))
+        full = rope_table(at, reach, spec.rope, spec.head_dim)
+        own = spec.local_rope
+        return full, full if own is None else rope_table(at, reach, own, spec.head_dim)
 
     def attention(
         self, block: Block, x: nn.Tensor, kv: PagedKVCache, index: int, tables: Tables
@@ -143,22 +153,23 @@ class Decoder(nn.Module):
         return self.outer["embed"](input_ids)
 
     def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
-        return self.logits(last_token(self.hidden(input_embed, paged_kv_cache))), paged_kv_cache
+        x = last_token(self.hidden(input_embed, paged_kv_cache, one_sequence))
+        return self.logits(x), paged_kv_cache
 
     def decode(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
-        return self.logits(self.hidden(input_embed, paged_kv_cache)), paged_kv_cache
+        return self.logits(self.hidden(input_embed, paged_kv_cache, each_row)), paged_kv_cache
 
     def batch_prefill(
         self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache
     ) -> Any:
-        x = take_rows(self.hidden(input_embeds, paged_kv_cache), logit_positions)
-        return self.logits(x), paged_kv_cache
+        x = self.hidden(input_embeds, paged_kv_cache, up_to(logit_positions))
+        return self.logits(take_rows(x, logit_positions)), paged_kv_cache
 
     def batch_decode(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
-        return self.logits(self.hidden(input_embeds, paged_kv_cache)), paged_kv_cache
+        return self.logits(self.hidden(input_embeds, paged_kv_cache, each_row)), paged_kv_cache
 
     def batch_verify(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
-        return self.logits(self.hidden(input_embeds, paged_kv_cache)), paged_kv_cache
+        return self.logits(self.hidden(input_embeds, paged_kv_cache, unbroken)), paged_kv_cache
 
     def functions(self) -> nn.spec.ModuleSpec:
         """Input shapes of every function; all take the parameters as one packed tuple."""

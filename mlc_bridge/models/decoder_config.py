@@ -32,6 +32,11 @@ class DecoderConfig:
     float_layers: tuple[str, ...] = ()
     split_layers: tuple[str, ...] = ()
 
+    @property
+    def restart_beyond(self) -> int | None:
+        """Tokens beyond which a sequence that began shorter must be prefilled anew."""
+        return None
+
     def asdict(self) -> dict[str, Any]:
         """MLC's block; what is ours (``OURS``) stands there only when there is some of it."""
         block = asdict(self)

@@ -32,16 +32,26 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: base, position scale, MLC's scaling block, rotated width (None: all).
-
-    ``factors`` divide the frequencies one by one (longrope).
-    """
+    """Rotary embedding: base, position scale, MLC's scaling block, rotated width (None: all)."""
 
     theta: float
     scale: float = 1.0
     scaling: dict[str, Any] | None = None
     rotary_dim: int | None = None
-    factors: tuple[float, ...] | None = None
+    lists: LongRope | None = None
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """Divisors of the frequencies: ``short`` up to ``trained`` tokens of a sequence, else ``long``.
+
+    Cosine and sine are multiplied by ``amplitude``, whichever list is used.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    trained: int
+    amplitude: float
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,11 @@ class DecoderSpec:
     float_layers: tuple[str, ...] = ()
     split_layers: tuple[str, ...] = ()
     """Fused layers that fall apart into their checkpoint parts, by MLC path."""
+
+    @property
+    def rotates_in_graph(self) -> bool:
+        """Where layers or sequences differ in their angles; the cache knows one kind for all."""
+        return self.local_rope is not None or self.rope.lists is not None
 
     @property
     def attention_scale(self) -> float:

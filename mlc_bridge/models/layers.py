@@ -10,8 +10,6 @@ in registers; tensors stay in the scheme's model dtype.
 ``RMSNorm``             x / sqrt(mean(x^2) + eps) * weight
 ``gated``               act(gate) * up on the fused [.., 2 * inner] tensor
 ``qk_norm``             RMS norm of query and key heads, value heads passed through
-``rope_table``          cos and sin of position * frequency, one table for all layers
-``rotate``              query and key heads rotated by such a table
 ``cap``                 c * tanh(x / c)
 ``take_rows``           rows of the last but one axis by index; ``last_token`` takes the last one
 ``attend``              rope, append to the cache and attention, all inside the runtime's cache
@@ -23,14 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from mlc_bridge.models.arch import Weight, is_quantized, parameters
-from mlc_bridge.models.decoder_spec import Activation, Rope
+from mlc_bridge.models.decoder_spec import Activation
 from mlc_bridge.schemes.matmul import nt_matmul
 from mlc_bridge.schemes.scheme import Scheme, for_role
 
@@ -133,43 +130,6 @@ def qk_norm(x: nn.Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, kv_heads
     return op.tensor_expr_op(norm, "qk_norm", [x, q_norm.weight, k_norm.weight])
 
 
-def rope_table(positions: nn.Tensor, rope: Rope, head_dim: int) -> tuple[nn.Tensor, nn.Tensor]:
-    """Cosine and sine ``float32 [m, rotary / 2]`` at ``positions int32 [m]``."""
-    width = rope.rotary_dim or head_dim
-    powers = np.arange(0, width, 2, dtype=np.int64).astype(np.float32) / np.float32(width)
-    rates = np.float32(rope.scale) / np.float32(rope.theta) ** powers
-    rate = nn.Tensor(_expr=relax.const(rates.astype(np.float32)))
-
-    def table(positions: te.Tensor, rate: te.Tensor) -> list[te.Tensor]:
-        shape = (positions.shape[0], rate.shape[0])
-
-        def of(function: Callable[[Expr], Expr], name: str) -> te.Tensor:
-            return te.compute(shape, lambda i, j: function(_f32(positions[i]) * rate[j]), name=name)
-
-        return [of(tirx.cos, "cosine"), of(tirx.sin, "sine")]
-
-    cosine, sine = op.tensor_expr_op(table, "rope_table", [positions, rate])
-    return cosine, sine
-
-
-def rotate(x: nn.Tensor, table: tuple[nn.Tensor, nn.Tensor], rotated: int) -> nn.Tensor:
-    """``x [m, h, d]``: the halves of the first ``rotated`` heads turn by the table's angles."""
-
-    def rope(x: te.Tensor, cosine: te.Tensor, sine: te.Tensor) -> te.Tensor:
-        half = int(cosine.shape[1])
-
-        def turned(i: Expr, h: Expr, d: Expr) -> Expr:
-            angle = d % half
-            other = tirx.if_then_else(d < half, -_f32(x[i, h, d + half]), _f32(x[i, h, d - half]))
-            value = _f32(x[i, h, d]) * cosine[i, angle] + other * sine[i, angle]
-            inside = tirx.all(h < rotated, d < 2 * half)
-            return tirx.if_then_else(inside, value.astype(x.dtype), x[i, h, d])
-
-        return te.compute(x.shape, turned, name="rotate")
-
-    return op.tensor_expr_op(rope, "rotate", [x, *table])
-
-
 def cap(x: nn.Tensor, limit: float) -> nn.Tensor:
     def soft_cap(x: te.Tensor) -> te.Tensor:
         return te.compute(x.shape, lambda *i: limit * tirx.tanh(x(*i) / limit), name="soft_cap")
@@ -225,16 +185,6 @@ def attend(kv: PagedKVCache, layer: int, qkv: nn.Tensor, heads: int, scale: floa
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
         [kv._expr, relax.prim_value(layer), relax.prim_value(scale), qkv._expr],
         out_ty=relax.TensorType((rows, heads, width), qkv.dtype),
-    )
-    return nn.Tensor(_expr=relax.BlockBuilder.current().emit(call))
-
-
-def positions(kv: PagedKVCache, rows: Expr) -> nn.Tensor:
-    """``int32 [m]``: where in its sequence every row of this forward pass stands."""
-    call = relax.call_pure_packed(
-        "vm.builtin.attention_kv_cache_get_query_positions",
-        kv._expr,
-        ty_args=relax.TensorType((rows,), "int32"),
     )
     return nn.Tensor(_expr=relax.BlockBuilder.current().emit(call))
 

@@ -1,19 +1,21 @@
 """Phi 3, 3.5 and 4-mini: a llama whose checkpoint is fused already, under MLC's ``transformer.h``.
 
-``longrope`` divides every rotary frequency by a factor of its own: the short list up to the length
-of training, the long list beyond. A sequence cannot change its list while it grows, so the context
-limit of the build decides, and both queries and keys are scaled as the list demands.
+``longrope`` divides every rotary frequency by a factor of its own: the short list while a sequence
+fits the length of training, the long list beyond. Both are in the lib (``rotary.py``); the first
+prefill of a prompt decides, so that a chunk must be longer than the length of training.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_config import DecoderConfig, common
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Names, Rope, sizes
+from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, LongRope, Names, Rope, sizes
 
 NAMES = Names(
     embed=("transformer.embd", "model.embed_tokens"),
@@ -39,6 +41,11 @@ class Phi3Config(DecoderConfig):
     partial_rotary_factor: float
     sliding_window: int | None
 
+    @property
+    def restart_beyond(self) -> int | None:
+        trained = self.original_max_position_embeddings
+        return trained if self.rope_scaling and self.context_window_size > trained else None
+
     def asdict(self) -> dict[str, Any]:
         block = super().asdict()
         return (
@@ -53,13 +60,8 @@ class Phi3(DecoderFamily):
         flat = hf_config.flatten(hf, overrides)
         hf_config.expect(flat, "hidden_act", ("silu",), default="silu")
         largest = hf_config.integer(flat, "max_position_embeddings")
-        rope = {**flat, **(flat.get("rope_parameters") or {})}
-        trained = hf_config.integer(
-            {**rope, **(flat.get("rope_scaling") or {})},
-            "original_max_position_embeddings",
-            default=largest,
-        )
-        return Phi3Config(
+        trained = hf_config.integer(flat, "original_max_position_embeddings", default=4096)
+        config = Phi3Config(
             **common(flat),
             model_type="phi3",
             max_position_embeddings=largest,
@@ -67,19 +69,20 @@ class Phi3(DecoderFamily):
             rope_scaling=_longrope(flat, largest, trained),
             original_max_position_embeddings=trained,
             tie_word_embeddings=bool(flat.get("tie_word_embeddings", False)),
-            partial_rotary_factor=hf_config.number(rope, "partial_rotary_factor", 1.0),
+            partial_rotary_factor=hf_config.number(
+                {**flat, **(flat.get("rope_parameters") or {})}, "partial_rotary_factor", 1.0
+            ),
             sliding_window=flat.get("sliding_window"),
         )
+        _check_chunk(config)
+        return config
 
     def spec(self, config: Phi3Config) -> DecoderSpec:
-        scaling, rotary = config.rope_scaling, int(config.head_dim * config.partial_rotary_factor)
-        factors = None
-        if scaling is not None:
-            beyond = config.context_window_size > config.original_max_position_embeddings
-            factors = tuple(scaling["long_factor" if beyond else "short_factor"])
+        rotary = int(config.head_dim * config.partial_rotary_factor)
+        lists = _lists(config.rope_scaling, rotary // 2) if config.rope_scaling else None
         return DecoderSpec(
             **sizes(config),
-            rope=Rope(config.position_embedding_base, 1.0, scaling, rotary, factors),
+            rope=Rope(config.position_embedding_base, rotary_dim=rotary, lists=lists),
             names=NAMES,
             tied=config.tie_word_embeddings,
             window=config.sliding_window,
@@ -93,13 +96,45 @@ def _longrope(flat: Mapping[str, Any], largest: int, trained: int) -> dict[str, 
     if scaling is None:
         return None
     lists = {key: [float(f) for f in scaling[key]] for key in ("short_factor", "long_factor")}
+    given = {key: scaling[key] for key in ("factor", "attention_factor") if scaling.get(key)}
     return {
         **lists,
+        **given,
         "type": "longrope",
         "rope_type": "longrope",
         "max_position_embeddings": largest,
         "original_max_position_embeddings": trained,
     }
+
+
+def _lists(scaling: Mapping[str, Any], count: int) -> LongRope:
+    """Both lists, and the amplitude that the stretch of the context asks for."""
+    trained = int(scaling["original_max_position_embeddings"])
+    stretch = scaling.get("factor") or scaling["max_position_embeddings"] / trained
+    grown = math.sqrt(1 + math.log(max(stretch, 1.0)) / math.log(trained))
+    short, long = (tuple(scaling[key]) for key in ("short_factor", "long_factor"))
+    for factors in (short, long):
+        if len(factors) != count:
+            raise ConfigError(
+                "longrope needs a factor for every rotated pair of dimensions",
+                where="rope_scaling",
+                found=f"{len(factors)} factors",
+                expected=count,
+            )
+    return LongRope(short, long, trained, scaling.get("attention_factor") or grown)
+
+
+def _check_chunk(config: Phi3Config) -> None:
+    """The first chunk must tell whether a prompt is longer than the length of training."""
+    trained = config.restart_beyond
+    if trained and config.prefill_chunk_size <= trained:
+        raise ConfigError(
+            "longrope: a prefill chunk must be longer than original_max_position_embeddings",
+            where="prefill_chunk_size",
+            found=config.prefill_chunk_size,
+            expected=f"more than {trained}",
+            todo=f"Raise it, or keep the context within {trained}",
+        )
 
 
 PHI3 = Phi3()

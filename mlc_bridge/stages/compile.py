@@ -267,8 +267,7 @@ def cache_layout(spec: DecoderSpec, scheme: Scheme) -> CacheLayout:
         rope_scale=spec.rope.scale,
         rope_scaling=spec.rope.scaling,
         rotary_dim=spec.rope.rotary_dim,
-        rope_factors=spec.rope.factors,
-        rotates=spec.local_rope is None,
+        rotates=not spec.rotates_in_graph,
         window=spec.window if any(spec.local) else None,
         score_cap=spec.score_cap,
     )
@@ -280,6 +279,7 @@ def lib_metadata(
     """The lib's ``_metadata``, but for the memory usage that the compiler adds."""
     from mlc_bridge import __version__
 
+    beyond = config.restart_beyond
     params = [
         (f"{weight.path}.{suffix}", spec.shape, spec.dtype)
         for weight in arch.weights(config)
@@ -307,5 +307,6 @@ def lib_metadata(
             "version": __version__,
             "fingerprint": fingerprint(chat.model_type, config.asdict(), params),
             "cpu_flags": cpu_flags,
+            **({} if beyond is None else {"restart_beyond": beyond}),
         },
     }

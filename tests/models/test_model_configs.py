@@ -124,13 +124,40 @@ def test_limits() -> None:
     assert config(hf("llama"), prefill_chunk_size=64, max_batch_size=2).max_batch_size == 2
 
 
-def test_longrope_list_follows_the_context() -> None:
-    lists = {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
-    phi = hf("phi3", rope_parameters=None, rope_theta=1e4, max_position_embeddings=4096)
-    phi |= {"original_max_position_embeddings": 1024, "rope_scaling": {"type": "su", **lists}}
+def longrope(**changes: Any) -> dict[str, Any]:
+    block = {"type": "su", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32, **changes}
+    phi = hf("phi3", rope_parameters=None, rope_theta=1e4, max_position_embeddings=16_384)
+    return phi | {"original_max_position_embeddings": 1024, "rope_scaling": block}
+
+
+def test_longrope_has_both_lists() -> None:
     arch = MODELS["phi3"]
-    assert arch.spec(arch.config(phi)).rope.factors == (2.0,) * 32
-    assert arch.spec(arch.config(phi, context_window_size=1024)).rope.factors == (1.0,) * 32
+    config = arch.config(longrope())
+    assert arch.config(config.asdict()) == config
+    lists = arch.spec(config).rope.lists
+    assert (lists.short, lists.long, lists.trained) == ((1.0,) * 32, (2.0,) * 32, 1024)
+    assert lists.amplitude == pytest.approx(1.4**0.5)  # 16 = 2^4 times as long as 2^10
+    assert config.restart_beyond == 1024
+    assert arch.config(longrope(), context_window_size=1024).restart_beyond is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "amplitude"),
+    [("attention_factor", 1.25, 1.25), ("factor", 1.0, 1.0), ("factor", 32.0, 1.5**0.5)],
+)
+def test_longrope_amplitude_as_given(key: str, value: float, amplitude: float) -> None:
+    arch = MODELS["phi3"]
+    config = arch.config(longrope(**{key: value}))
+    assert arch.spec(config).rope.lists.amplitude == pytest.approx(amplitude)
+    assert arch.config(config.asdict()) == config
+
+
+def test_longrope_that_cannot_be() -> None:
+    arch = MODELS["phi3"]
+    with pytest.raises(ConfigError, match=r"prefill_chunk_size.*1024"):
+        arch.config(longrope(), prefill_chunk_size=1024)
+    with pytest.raises(ConfigError, match="31 factors, expected 32"):
+        arch.spec(arch.config(longrope(long_factor=[2.0] * 31)))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 WINDOW = 12
+LIMIT = 64  # of phi3's short rotary factors
 SHARED = {
     "vocab_size": 320,
     "hidden_size": 256,
@@ -40,7 +41,7 @@ LONGROPE = {
     "rope_theta": 10_000.0,
     "short_factor": [1.0 + 0.02 * i for i in range(24)],
     "long_factor": [1.5 + 0.1 * i for i in range(24)],
-    "original_max_position_embeddings": 16,
+    "original_max_position_embeddings": LIMIT,
     "partial_rotary_factor": 0.75,
 }
 GEMMA3_ROPE = {
@@ -68,7 +69,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "phi3": {
         "rope_parameters": LONGROPE,
-        "original_max_position_embeddings": 16,
+        "original_max_position_embeddings": LIMIT,
         "sliding_window": WINDOW,
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},

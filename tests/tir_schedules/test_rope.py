@@ -27,11 +27,6 @@ YARN = {
     "beta_slow": 1,
     "inv_theta_log_scale": 0.0543,
 }
-LONG: dict[str, Any] = {
-    "rope_type": "longrope",
-    "max_position_embeddings": 4096,
-    "original_max_position_embeddings": 30,
-}
 
 
 def outputs(n: int, d: int, dtype: str) -> list[Array]:
@@ -75,21 +70,3 @@ def test_against_tvm(scaling: dict[str, Any], d: int, rotary: int) -> None:
         qkv, position, *want, 1
     )
     assert max(abs(a - b).max() for a, b in zip(got, want, strict=True)) < 5e-5
-
-
-@pytest.mark.parametrize("n", [7, 40])
-def test_longrope_factors(n: int) -> None:
-    """Long factors above the original context (30 tokens here), short ones below."""
-    rng, d = np.random.default_rng(2), 64
-    qkv, position = random(rng, "float32", n, Q + 2 * KV, d), np.arange(n, dtype=np.int32)
-    factors = rng.uniform(1, 3, d).astype(np.float32)
-    q, k, v = outputs(n, d, "float32")
-    frozen = tuple(LONG.items())
-    kernel = compiled(split_rotary, Q, KV, d, "float32", SIMD, 1e4, 1.0, frozen)
-    kernel(qkv, position, q, k, v, factors)
-    stretch = LONG["max_position_embeddings"] / LONG["original_max_position_embeddings"]
-    size = np.sqrt(1 + np.log(stretch) / np.log(LONG["original_max_position_embeddings"]))
-    used = factors[:32] if n > 30 else factors[32:]
-    want = size * rotate(qkv[:, :Q], position, divisor=used)
-    assert abs(q - want).max() < 5e-5
-    assert (v == qkv[:, Q + KV :]).all()

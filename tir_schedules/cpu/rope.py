@@ -8,7 +8,7 @@
 
 (``gptj`` pairs neighbours, ``d`` and ``d ^ 1``, instead of halves.) The rates depend on neither
 token nor head: they are computed once per call; cosine and sine once per token, for all heads.
-TVM's own function definitions of the rates (llama3, yarn, longrope, ...) are used as they are.
+TVM's own function definitions of the rates (llama3, yarn, ...) are used as they are.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ def _rates(rope_scaling: dict[str, Any], rotary_dim: int, theta: float) -> tuple
     """``rate(d)`` (the angle at position 1) and ``amplitude(d)`` (the cosine at position 0)."""
     frequencies = switch_rope_freq_func(rope_scaling)
 
-    def at(position: float, d: Any, more: dict[str, Any]) -> tuple[Any, dict[Any, Any]]:
-        theta_ = T.float32(theta)
-        cos, _, names = frequencies(T.float32(position), d, rotary_dim, theta_, "float32", **more)
+    def at(position: float, d: Any) -> tuple[Any, dict[Any, Any]]:
+        cos, _, names = frequencies(T.float32(position), d, rotary_dim, T.float32(theta), "float32")
         return cos, names
 
     def close(value: Any, names: dict[Any, Any]) -> Any:
@@ -53,12 +52,12 @@ def _rates(rope_scaling: dict[str, Any], rotary_dim: int, theta: float) -> tuple
             value = tirx.Let(var, meaning, value)
         return value
 
-    def rate(d: Any, **more: Any) -> Any:
-        _, names = at(1.0, d, more)
+    def rate(d: Any) -> Any:
+        _, names = at(1.0, d)
         return close(next(iter(names)), names)
 
-    def amplitude(d: Any, **more: Any) -> Any:
-        return close(*at(0.0, d, more))
+    def amplitude(d: Any) -> Any:
+        return close(*at(0.0, d))
 
     return rate, amplitude
 
@@ -74,18 +73,10 @@ def split_rotary(
     rope_scaling: dict[str, Any],
     rotary_dim: int | None = None,
 ) -> PrimFunc:
-    """The kernel ``(qkv, position_map, q, k, v, apply_rope)``.
-
-    For ``longrope`` the last argument is ``ext_factors [rotary_dim]`` float32 instead: the long
-    factors, used when more tokens than the original context are given, then the short ones.
-    """
+    """The kernel ``(qkv, position_map, q, k, v, apply_rope)``."""
     shape = Fused(num_q, num_kv, head_dim, head_dim if rotary_dim is None else rotary_dim, dtype)
     row = _row(shape, simd, gptj=rope_scaling.get("rope_type") == "gptj")
-    rates = _rates(rope_scaling, shape.rotary, theta)
-    if rope_scaling.get("rope_type") == "longrope":
-        original = rope_scaling["original_max_position_embeddings"]
-        return _with_factors(shape, row, *rates, scale, original)
-    return _plain(shape, row, *rates, scale)
+    return _plain(shape, row, *_rates(rope_scaling, shape.rotary, theta), scale)
 
 
 def _plain(shape: Fused, row: Any, rate: Any, amplitude: Any, scale: float) -> PrimFunc:
@@ -126,52 +117,6 @@ def _plain(shape: Fused, row: Any, rate: Any, amplitude: Any, scale: float) -> P
                     row(qkv, position_map, q, k, v, rates, size, apply_rope, t)
 
     return fused_rope
-
-
-def _with_factors(
-    shape: Fused, row: Any, rate: Any, amplitude: Any, scale: float, original: int
-) -> PrimFunc:
-    num_q, num_kv, head_dim, dtype = shape.num_q, shape.num_kv, shape.head_dim, shape.dtype
-    rotary, fused = shape.rotary, shape.num_q + 2 * shape.num_kv
-
-    @T.prim_func(s_tir=True)
-    def fused_rope_longrope_scaling(
-        var_qkv: T.handle,
-        var_position_map: T.handle,
-        var_q: T.handle,
-        var_k: T.handle,
-        var_v: T.handle,
-        var_ext_factors: T.handle,
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
-        n = T.int32()
-        map_offset = T.int32()
-        factors_offset = T.int32()
-        qkv = T.match_buffer(var_qkv, (n, fused, head_dim), dtype)
-        position_map = T.match_buffer(var_position_map, (n,), "int32", elem_offset=map_offset)
-        q = T.match_buffer(var_q, (n, num_q, head_dim), dtype)
-        k = T.match_buffer(var_k, (n, num_kv, head_dim), dtype)
-        v = T.match_buffer(var_v, (n, num_kv, head_dim), dtype)
-        factors = T.match_buffer(var_ext_factors, (rotary,), "float32", elem_offset=factors_offset)
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
-            used = T.sblock_alloc_buffer((rotary // 2,), "float32")
-            rates = T.sblock_alloc_buffer((rotary,), "float32")
-            size = T.sblock_alloc_buffer((1,), "float32")
-            for d in T.serial(rotary // 2):
-                used[d] = T.if_then_else(n > original, factors[d], factors[rotary // 2 + d])
-            size[0] = amplitude(0, ext_factors=used)
-            for d in T.serial(rotary):
-                rates[d] = rate(d, ext_factors=used) * T.float32(scale)
-            if n < PARALLEL_FROM:
-                for t in T.serial(n):
-                    row(qkv, position_map, q, k, v, rates, size, T.int64(1), t)
-            else:
-                for t in T.parallel(n):
-                    row(qkv, position_map, q, k, v, rates, size, T.int64(1), t)
-
-    return fused_rope_longrope_scaling
 
 
 def _row(shape: Fused, simd: Simd, gptj: bool) -> Any:

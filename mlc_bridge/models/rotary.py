@@ -1,0 +1,154 @@
+"""Rotary embedding in the graph, where the cache cannot rotate for all layers or sequences alike.
+
+    angle[i, j]  = position[i] * rate[j],     rate[j] = scale / (factor[j] * theta^(2 j / width))
+    x'[d]        = x[d] cos - x[d + width/2] sin      (upper half: x[d] cos + x[d - width/2] sin)
+
+``longrope`` has two lists of factors: the short one for sequences up to the length of training, the
+long one beyond. As in Hugging Face every row of a call takes the list of its whole sequence, so a
+row must know how far its sequence reaches: the last position of the sequence in this call. What is
+cached keeps the list it was rotated with; a sequence that grows across the limit has to be read
+anew from its beginning, as Hugging Face's ``generate`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import op
+from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
+
+from mlc_bridge.models.decoder_spec import Rope
+from mlc_bridge.models.layers import Expr
+from mlc_bridge.packing import Array
+
+Table = tuple[nn.Tensor, nn.Tensor]
+Reach = Callable[[nn.Tensor], nn.Tensor]
+"""Positions ``int32 [m]`` -> for every row the last position of its sequence, ``int32 [m]``."""
+
+
+def positions(kv: PagedKVCache, rows: Expr) -> nn.Tensor:
+    """``int32 [m]``: where in its sequence every row of this forward pass stands."""
+    call = relax.call_pure_packed(
+        "vm.builtin.attention_kv_cache_get_query_positions",
+        kv._expr,
+        ty_args=relax.TensorType((rows,), "int32"),
+    )
+    return nn.Tensor(_expr=relax.BlockBuilder.current().emit(call))
+
+
+def each_row(positions: nn.Tensor) -> nn.Tensor:
+    """Decoding: every row is a sequence."""
+    return positions
+
+
+def one_sequence(positions: nn.Tensor) -> nn.Tensor:
+    """All rows belong to the sequence of the last."""
+
+    def reach(at: te.Tensor) -> te.Tensor:
+        return te.compute(at.shape, lambda _: at[at.shape[0] - 1], name="reach")
+
+    return op.tensor_expr_op(reach, "reach", [positions])
+
+
+def up_to(ends: nn.Tensor) -> Reach:
+    """``ends int32 [b]`` are the last rows of the sequences, in rising order."""
+
+    def of(positions: nn.Tensor) -> nn.Tensor:
+        def reach(at: te.Tensor, ends: te.Tensor) -> te.Tensor:
+            j = te.reduce_axis((0, ends.shape[0]), name="j")
+            last = at.shape[0] - 1
+            end = te.compute(
+                at.shape,
+                lambda i: te.min(
+                    tirx.Select(ends[j] >= i.astype("int32"), ends[j], last.astype("int32")), axis=j
+                ),
+                name="end",
+            )
+            return te.compute(at.shape, lambda i: at[end[i]], name="reach")
+
+        return op.tensor_expr_op(reach, "reach", [positions, ends])
+
+    return of
+
+
+def unbroken(positions: nn.Tensor) -> nn.Tensor:
+    """Rows whose positions count on belong together: nobody says where a sequence ends."""
+
+    def reach(at: te.Tensor) -> te.Tensor:
+        rows = at.shape[0]
+        j = te.reduce_axis((0, rows), name="j")
+
+        def ends(i: Expr, j: Expr) -> Expr:
+            following = tirx.if_then_else(j + 1 < rows, at[tirx.min(j + 1, rows - 1)], -1)
+            return tirx.all(j >= i, following != at[j] + 1)
+
+        end = te.compute(
+            (rows,),
+            lambda i: te.min(
+                tirx.Select(ends(i, j), j.astype("int32"), (rows - 1).astype("int32")), axis=j
+            ),
+            name="end",
+        )
+        return te.compute((rows,), lambda i: at[end[i]], name="reach")
+
+    return op.tensor_expr_op(reach, "reach", [positions])
+
+
+def rope_table(positions: nn.Tensor, reach: Reach, rope: Rope, head_dim: int) -> Table:
+    """Cosine and sine ``float32 [m, width / 2]`` at ``positions int32 [m]``."""
+    width = rope.rotary_dim or head_dim
+    powers = np.arange(0, width, 2, dtype=np.int64).astype(np.float32) / np.float32(width)
+    rates = np.float32(rope.scale) / np.float32(rope.theta) ** powers
+    if (lists := rope.lists) is None:
+        return _table([positions], rates[None], lambda i, *_: 0, 1.0)
+    rates = np.stack([rates / np.array(f, "float32") for f in (lists.short, lists.long)])
+
+    def long(i: Expr, last: te.Tensor) -> Expr:
+        return tirx.Select(last[i] >= lists.trained, 1, 0)
+
+    return _table([positions, reach(positions)], rates, long, lists.amplitude)
+
+
+def _table(
+    rows: list[nn.Tensor], rates: Array, which: Callable[..., Expr], amplitude: float
+) -> Table:
+    """``which(row, ...)`` tells the list of a row in ``rates [lists, width / 2]``."""
+
+    def table(rates: te.Tensor, at: te.Tensor, *more: te.Tensor) -> list[te.Tensor]:
+        def of(function: Callable[[Expr], Expr], name: str) -> te.Tensor:
+            return te.compute(
+                (at.shape[0], rates.shape[1]),
+                lambda i, j: amplitude * function(_f32(at[i]) * rates[which(i, *more), j]),
+                name=name,
+            )
+
+        return [of(tirx.cos, "cosine"), of(tirx.sin, "sine")]
+
+    constant = nn.Tensor(_expr=relax.const(rates.astype(np.float32)))
+    cosine, sine = op.tensor_expr_op(table, "rope_table", [constant, *rows])
+    return cosine, sine
+
+
+def rotate(x: nn.Tensor, table: Table, rotated: int) -> nn.Tensor:
+    """``x [m, h, d]``: the halves of the first ``rotated`` heads turn by the table's angles."""
+
+    def rope(x: te.Tensor, cosine: te.Tensor, sine: te.Tensor) -> te.Tensor:
+        half = int(cosine.shape[1])
+
+        def turned(i: Expr, h: Expr, d: Expr) -> Expr:
+            angle = d % half
+            other = tirx.if_then_else(d < half, -_f32(x[i, h, d + half]), _f32(x[i, h, d - half]))
+            value = _f32(x[i, h, d]) * cosine[i, angle] + other * sine[i, angle]
+            inside = tirx.all(h < rotated, d < 2 * half)
+            return tirx.if_then_else(inside, value.astype(x.dtype), x[i, h, d])
+
+        return te.compute(x.shape, turned, name="rotate")
+
+    return op.tensor_expr_op(rope, "rotate", [x, *table])
+
+
+def _f32(x: Expr) -> Expr:
+    return x.astype("float32")
