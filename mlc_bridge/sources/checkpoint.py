@@ -37,7 +37,7 @@ WEIGHTS = (
     "*.safetensors",
 )
 # Where tools keep their quantization settings when config.json has none.
-QUANT_FILES = ("quantize_config.json", "quant_config.json")
+QUANT_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,21 @@ class Checkpoint:
 
     @cached_property
     def quantization(self) -> dict[str, Any]:
-        """The quantization settings of config.json, its text_config, or a file of their own."""
-        for config in (self.config, self.config.get("text_config")):
-            for key in ("quantization_config", "compression_config"):
-                if isinstance(config, dict) and isinstance(config.get(key), dict):
-                    return dict(config[key])
+        """The quantization settings of config.json, its text_config, or a file of their own.
+
+        Where the weights lie elsewhere, what the config beside them says comes last.
+        """
+        weights = {e.file.parent for e in self.entries.values()} - {self.path}
+        beside = [home / "config.json" for home in sorted(weights)]
+        configs = (self.config, *(_read_json(file) for file in beside if file.is_file()))
+        for config in configs:
+            for place in (config, config.get("text_config")):
+                for key in ("quantization_config", "compression_config"):
+                    if isinstance(place, dict) and isinstance(place.get(key), dict):
+                        return dict(place[key])
         for name in QUANT_FILES:
             if found := self.json(name):
-                return found
+                return _unwrapped(found)
         return {}
 
     @cached_property
@@ -161,6 +168,14 @@ class Checkpoint:
                 mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
             self._maps[file] = np.frombuffer(mapped, np.uint8)
         return self._maps[file]
+
+
+def _unwrapped(settings: dict[str, Any]) -> dict[str, Any]:
+    """ModelOpt's own file has its settings one level down, and its name beside them."""
+    inner, producer = settings.get("quantization"), settings.get("producer")
+    if not isinstance(inner, dict) or not isinstance(producer, dict):
+        return settings
+    return {"quant_method": producer.get("name"), **inner}
 
 
 def _weights(directory: Path) -> Path:

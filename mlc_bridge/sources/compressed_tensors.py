@@ -11,8 +11,9 @@ weight_packed     int32 [n, k/w]         w = 32 / bits input channels a word, na
                                          q + 2^(bits-1)
 weight            int8 or float8 [n, k]  one code each
 weight_scale      [1], [n, 1], [n, k/g]  per tensor, channel, group; [n/r, k/c] per block
-weight_zero_point int32 [n/w, k/g]       w *output* channels a word, + 2^(bits-1); int8 beside
-                                         an int8 weight
+weight_zero_point int32 [n/w, k/g]       w *output* channels a word, + 2^(bits-1); int8 as they
+                                         are beside an int8 weight, and before 0.9.3, which
+                                         also left them out where all are zero
 weight_g_idx      int32 [k]              group of each input channel (0.18 and older)
 weight_shape      int64 [2]              n and k; LLMC leaves it out
 input_scale       [1]                    static activations
@@ -35,7 +36,7 @@ import ml_dtypes
 import numpy as np
 
 from mlc_bridge.errors import SourceError
-from mlc_bridge.packing import PLAIN, Array, PackedArray, Packing, from_signed
+from mlc_bridge.packing import PLAIN, Array, PackedArray, Packing, from_signed, pack
 from mlc_bridge.qtensor import QTensor, constant_zero, group_order, reorder
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.source import (
@@ -119,6 +120,18 @@ class CompressedTensors(Source):
             input_scale=None
             if f"{layer}.input_zero_point" in ckpt
             else activation_scale(ckpt, f"{layer}.input_scale"),
+        )
+
+    def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
+        asymmetric = [x for x in self.layers(ckpt) if not _weights(ckpt, x).get("symmetric", True)]
+        left = [x for x in asymmetric if f"{x}.weight_zero_point" not in ckpt]
+        if not left or ckpt.dtype(f"{left[0]}.{_code_part(ckpt, left[0])}") in FLOAT8:
+            return super().findings(ckpt)
+        return (
+            *super().findings(ckpt),
+            f"{len(left)} asymmetric layers have no zero points, which version "
+            f"{ckpt.settings['version']} of compressed-tensors left out where all are zero: read "
+            f"as zero; the first is {left[0]}",
         )
 
     def _block(self, ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> tuple[int, int]:
@@ -221,13 +234,21 @@ def _check_present(ckpt: Checkpoint, layer: str, grouped: bool) -> None:
     """What the settings speak of is there; a missing part must not read as an empty one."""
     args, codes = _weights(ckpt, layer), ckpt.dtype(f"{layer}.{_code_part(ckpt, layer)}")
     zero, order = f"{layer}.weight_zero_point", f"{layer}.weight_g_idx"
-    if not args.get("symmetric", True) and codes not in FLOAT8 and zero not in ckpt:
+    wanted = not args.get("symmetric", True) and codes not in FLOAT8
+    if wanted and zero not in ckpt and not _zeros_left_out(ckpt):
         raise SourceError("asymmetric weights without their zero points", where=zero)
     if grouped and str(args.get("actorder")).lower() in SCATTERED and order not in ckpt:
         raise SourceError(
             "actorder says that the columns of a group are scattered, and the tensor that says "
             "where is missing", where=order, todo="Fetch the checkpoint again",
         )  # fmt: skip
+
+
+def _zeros_left_out(ckpt: Checkpoint) -> bool:
+    """Before 0.9.3 the package stored no zero points that are all zero; then no layer has any."""
+    version = re.match(r"(\d+)\.(\d+)\.(\d+)", str(ckpt.settings.get("version")))
+    old = version is not None and tuple(map(int, version.groups())) < (0, 9, 3)
+    return old and not ckpt.layers("weight_zero_point")
 
 
 def _code_part(ckpt: Checkpoint, layer: str) -> str:
@@ -273,7 +294,16 @@ def _zero(ckpt: Checkpoint, layer: str, grid: tuple[int, int], codes: Packing) -
     name, half = f"{layer}.weight_zero_point", 1 << (codes.bits - 1)
     if name not in ckpt:
         return constant_zero(half, grid, Packing(codes.bits, "n"))
-    if f"{layer}.weight_packed" in ckpt:
+    packed = f"{layer}.weight_packed" in ckpt
+    if packed and ckpt.dtype(name) == np.int8:
+        ckpt.require(name, grid)
+        signed = ckpt.tensor(name)
+        if (outside := (signed < -half) | (signed >= half)).any():
+            raise SourceError(
+                f"a zero point beyond {codes.bits} bits", where=name, found=int(signed[outside][0])
+            )
+        return pack((signed + np.int8(half)).view(np.uint8), Packing(codes.bits, "n"))
+    if packed:
         packing = Packing(codes.bits, "n")
         ckpt.require(name, packing.words_shape(*grid), np.int32)
         return PackedArray(ckpt.tensor(name).view(np.uint32), packing, grid)

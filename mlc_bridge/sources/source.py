@@ -19,6 +19,10 @@ FLOATS = (np.float16, ml_dtypes.bfloat16, np.float32)
 CACHE_SCALES = (
     *(f".{part}_{what}" for part in "qkv" for what in ("scale", "zero_point")),
     ".kv_cache_scale",
+    ".kv_scale",
+    ".output_scale",  # of k_proj and v_proj: what goes into the cache
+    ".output_zero_point",
+    ".prob_output_scale",
     ".kv_cache_offset",
     *(f".fa_{part}.{what}" for part in "qkv" for what in ("scale", "offset")),
 )
