@@ -18,7 +18,7 @@ def open_engine(kind: str, model: str, model_lib: str | None, device: str) -> An
     if kind == "mlc_bridge":
         from mlc_bridge import MLCEngine
 
-        return MLCEngine(model, model_lib, device=device)
+        return MLCEngine(model, device, model_lib=model_lib)
     try:
         from mlc_llm import MLCEngine
     except ImportError:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mlc_bridge.engine.async_engine import AsyncMLCEngine
     from mlc_bridge.engine.engine import MLCEngine
     from mlc_bridge.models import MODELS
     from mlc_bridge.schemes import SCHEMES
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mlc_bridge.stages.verify import VerifyJob, VerifyReport, verify
 
 _HOMES = {
+    "mlc_bridge.engine.async_engine": ("AsyncMLCEngine",),
     "mlc_bridge.engine.engine": ("MLCEngine",),
     "mlc_bridge.models": ("MODELS",),
     "mlc_bridge.schemes": ("SCHEMES",),
@@ -52,6 +54,7 @@ __all__ = [
     "MODELS",
     "SCHEMES",
     "SOURCES",
+    "AsyncMLCEngine",
     "BenchJob",
     "BenchReport",
     "BuildJob",

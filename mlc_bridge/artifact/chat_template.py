@@ -8,9 +8,11 @@ a child process with bounds (``confined.py``), kept for the next template: 0.3 m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from mlc_bridge.artifact.confined import Confined, Overrun
@@ -18,6 +20,8 @@ from mlc_bridge.artifact.conversation import Message
 from mlc_bridge.errors import ConfigError
 
 Encode = Callable[[str], list[int]]
+TEMPLATE = "chat_template.jinja"
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 SECONDS = 2.0
 MEMORY = 512 << 20
 LONGEST = 1 << 20
@@ -49,6 +53,7 @@ class ChatTemplate:
 
     ``bos``: text and id of the begin token, to become MLC's ``system_prefix_token_ids``.
     ``encode``: text to token ids without added special tokens; with it, ids are compared as well.
+    ``dated``: it may print today's date, else that is refused.
     """
 
     source: str
@@ -56,27 +61,33 @@ class ChatTemplate:
     bos: tuple[str, int] | None = None
     encode: Encode | None = None
     where: object = "chat template"
+    dated: bool = False
 
     def render(
         self,
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        more: Mapping[str, Any] | None = None,
         budget: Budget | None = None,
     ) -> str:
-        """The prompt as HF's ``apply_chat_template`` renders it.
+        """The prompt as HF's ``apply_chat_template`` renders it; ``more`` are the template's own
+        variables.
 
         Raises a kind of Unrendered.
         """
         variables = {
             **self.special_tokens,
+            **(more or {}),
             "messages": [dict(m) for m in messages],
-            "tools": None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
         budget = budget or Budget()
-        reply = self._ask({"source": self.source, "variables": variables}, budget)
+        question = {"source": self.source, "variables": variables, "dated": self.dated}
+        reply = self._ask(question, budget)
         if "text" in reply:
             return str(reply["text"])
         if "date" in reply:
@@ -104,3 +115,48 @@ class ChatTemplate:
 @cache
 def _child() -> Confined:
     return Confined("mlc_bridge.artifact.render_process", MEMORY)
+
+
+def own_template(directory: Path) -> ChatTemplate | None:
+    """The template in a directory of tokenizer files, or None; it may print the date."""
+    settings = _json(directory / "tokenizer_config.json")
+    source = template_source(directory, settings)
+    if source is None:
+        return None
+    return ChatTemplate(source, special_tokens(directory, settings), where=directory, dated=True)
+
+
+def template_source(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """The default template: chat_template.jinja, .json, or in tokenizer_config.json."""
+    alone = directory / TEMPLATE
+    if alone.is_file():
+        return alone.read_text("utf-8")
+    found = settings.get("chat_template") or _json(directory / "chat_template.json").get(
+        "chat_template"
+    )
+    if isinstance(found, list):
+        named = {t["name"]: t["template"] for t in found}
+        found = named.get("default") or next(iter(named.values()), None)
+    return found
+
+
+def special_tokens(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> text, as templates ask for them (``bos_token``)."""
+    listed = _json(directory / "special_tokens_map.json")
+    found = {key: settings.get(key) or listed.get(key) for key in SPECIAL}
+    return {
+        key: str(token["content"] if isinstance(token, dict) else token)
+        for key, token in found.items()
+        if token
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object that need not be there. Raises ConfigError."""
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"cannot be read as JSON: {error}", where=path.name) from error
+    if not isinstance(found, dict):
+        raise ConfigError("must hold a JSON object", where=path.name)
+    return found

@@ -1,13 +1,14 @@
 """The child that renders chat templates (see ``confined.py``); the environment is HF's.
 
 Sandboxed, ``trim_blocks`` and ``lstrip_blocks``, filter ``tojson``, ``raise_exception`` and
-``strftime_now``, the ``generation`` block and loop controls. The date is refused: what is derived
-from a template must hold on other days too.
+``strftime_now``, the ``generation`` block and loop controls. The date is refused unless the
+question allows it: what is derived from a template must hold on other days too.
 """
 
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +40,7 @@ class DateAsked(Exception):
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """``text`` of ``source`` with ``variables``; or ``error``; or ``date``: the date was asked."""
     try:
-        text = _template(question["source"]).render(**question["variables"])
+        text = _template(question["source"], question["dated"]).render(**question["variables"])
     except DateAsked:
         return {"date": True}
     except TemplateError as error:
@@ -51,11 +52,11 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(1)
-def _template(source: str) -> Template:
-    return _environment().from_string(source)
+def _template(source: str, dated: bool) -> Template:
+    return _environment(dated).from_string(source)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment(dated: bool) -> ImmutableSandboxedEnvironment:
     """HF's environment: the same filters, globals and white-space rules, and no way out."""
 
     def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
@@ -64,8 +65,10 @@ def _environment() -> ImmutableSandboxedEnvironment:
     def raise_exception(message: str) -> None:
         raise TemplateError(str(message))
 
-    def strftime_now(_: str) -> str:
-        raise DateAsked
+    def strftime_now(form: str) -> str:
+        if not dated:
+            raise DateAsked
+        return datetime.now().strftime(form)
 
     env = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]

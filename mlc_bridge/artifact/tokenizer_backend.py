@@ -48,9 +48,12 @@ def open_tokenizer(content: bytes, where: object) -> Any:
 
 
 def encode(tokens: Any, text: str) -> list[int]:
-    """Token ids without added special tokens. Raises ConfigError for what cannot be encoded."""
+    """Token ids without added special tokens. Raises ConfigError for what cannot be encoded.
+
+    Other threads run meanwhile; the library's plain ``encode`` holds the interpreter.
+    """
     try:
-        ids: list[int] = tokens.encode(text, add_special_tokens=False).ids
+        ids: list[int] = tokens.encode_batch_fast([text], add_special_tokens=False)[0].ids
     except BaseException as problem:
         raise _refused(problem, "the tokenizer") from problem
     return ids

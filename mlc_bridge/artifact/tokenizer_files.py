@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlc_bridge.artifact.chat_template import TEMPLATE, special_tokens, template_source
 from mlc_bridge.artifact.conversation import Conversation
 from mlc_bridge.artifact.tokenizer_backend import encode, open_tokenizer
 from mlc_bridge.artifact.tokenizer_info import tokenizer_info
@@ -27,7 +28,6 @@ COPIED = (
     "added_tokens.json",
     "tokenizer_config.json",
 )
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ class TokenizerFiles:
     @classmethod
     def read(cls, directory: Path) -> TokenizerFiles:
         """Raises ``ConfigError`` for a tokenizer that MLC's engine could not use."""
-        contents = {n: (directory / n).read_bytes() for n in COPIED if (directory / n).is_file()}
+        contents = {
+            n: (directory / n).read_bytes()
+            for n in (*COPIED, TEMPLATE)
+            if (directory / n).is_file()
+        }
         notes: list[str] = []
         if "tokenizer.json" not in contents and _has_slow_tokenizer(directory, contents):
             contents["tokenizer.json"] = _converted(directory)
@@ -90,14 +94,7 @@ class TokenizerFiles:
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """Name -> text, as templates ask for them (``bos_token``)."""
-        extra = self.directory / "special_tokens_map.json"
-        listed = _json(extra.read_bytes(), extra.name) if extra.is_file() else {}
-        found = {key: self.settings.get(key) or listed.get(key) for key in SPECIAL}
-        return {
-            key: str(token["content"] if isinstance(token, dict) else token)
-            for key, token in found.items()
-            if token
-        }
+        return special_tokens(self.directory, self.settings)
 
     @property
     def bos(self) -> tuple[str, int] | None:
@@ -109,19 +106,7 @@ class TokenizerFiles:
     @property
     def chat_template(self) -> str | None:
         """The default template: chat_template.jinja, .json, or in tokenizer_config.json."""
-        alone = self.directory / "chat_template.jinja"
-        if alone.is_file():
-            return alone.read_text("utf-8")
-        processor = self.directory / "chat_template.json"
-        found = self.settings.get("chat_template") or (
-            _json(processor.read_bytes(), processor.name).get("chat_template")
-            if processor.is_file()
-            else None
-        )
-        if isinstance(found, list):
-            named = {t["name"]: t["template"] for t in found}
-            found = named.get("default") or next(iter(named.values()), None)
-        return found
+        return template_source(self.directory, self.settings)
 
     def encode(self, text: str) -> list[int]:
         """Token ids without added special tokens, as MLC's engine encodes a prompt."""

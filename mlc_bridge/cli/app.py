@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mlc_bridge import __version__
-from mlc_bridge.cli import reports, show
+from mlc_bridge.cli import reports, run_model, show
 from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
 from mlc_bridge.cli.flags import job_command
 from mlc_bridge.cli.progress import Bars
@@ -129,49 +129,8 @@ app.command("build")(
 )
 
 
-@app.command("chat")
-@guarded
-def _chat(
-    model: Annotated[str, typer.Argument(help="MLC model directory.", show_default=False)],
-    prompt: Annotated[str | None, typer.Option(help="Answer this and end.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    model_lib: Annotated[str | None, typer.Option(help="Library other than lib.so.")] = None,
-    device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Threads; default all cores.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus of the distribution.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For the same answer again.")] = None,
-) -> None:
-    """Talk to a compiled model; --prompt answers once and prints only the answer to stdout."""
-    from mlc_bridge import MLCEngine
-    from mlc_bridge.cli.chat import Chat
-
-    wishes = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    with MLCEngine(model, model_lib, device=device, mode="interactive", threads=threads) as engine:
-        chat = Chat(engine, {k: v for k, v in wishes.items() if v is not None}, system)
-        if prompt is None:
-            chat.talk()
-        else:
-            chat.say(prompt)
-
-
-@app.command("serve")
-@guarded
-def _serve(
-    model: Annotated[str, typer.Argument(help="MLC model directory.", show_default=False)],
-    model_lib: Annotated[str | None, typer.Option(help="Library other than lib.so.")] = None,
-    device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
-    mode: Annotated[str, typer.Option(help="local, interactive or server.")] = "local",
-    threads: Annotated[int | None, typer.Option(help="Threads; default all cores.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-) -> None:
-    """Serve a compiled model under OpenAI's REST interface."""
-    from mlc_bridge import MLCEngine
-    from mlc_bridge.engine.server import serve
-
-    serve(MLCEngine(model, model_lib, device=device, mode=mode, threads=threads), host, port)  # type: ignore[arg-type]
+app.command("chat")(guarded(run_model.chat))
+app.command("serve")(guarded(run_model.serve))
 
 
 @app.command("inspect")

@@ -11,194 +11,55 @@ top_p, presence and frequency penalty; what ends an answer stands in its ``conv_
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, Unpack, overload
 
-from pydantic import BaseModel, ValidationError
-
-from mlc_bridge.artifact.chat_config import ChatConfig
-from mlc_bridge.engine.generation import Delta, Deltas, Generation, Wish
-from mlc_bridge.engine.grammar import Grammars, Matcher
-from mlc_bridge.engine.loop import Loop
-from mlc_bridge.engine.protocol import (
-    ChatCompletionRequest,
+from mlc_bridge.engine.deltas import Deltas
+from mlc_bridge.engine.frontend import Frontend, Request
+from mlc_bridge.engine.openai.answer import (
     ChatCompletionResponse,
     ChatCompletionStreamResponse,
-    CompletionRequest,
     CompletionResponse,
 )
+from mlc_bridge.engine.openai.chat import ChatCompletionRequest
+from mlc_bridge.engine.openai.completion import CompletionRequest
+from mlc_bridge.engine.openai.options import ChatOptions, CompletionOptions, request_of
 from mlc_bridge.engine.responses import (
-    Frame,
-    chat_response,
-    chat_stream,
-    completion_response,
-    completion_stream,
+    ChatStream,
+    ChatWhole,
+    CompletionStream,
+    CompletionWhole,
+    Shape,
 )
-from mlc_bridge.engine.runtime import EngineConfig, Mode, Runtime
-from mlc_bridge.engine.sampler import Sampling
-from mlc_bridge.engine.scheduler import Sequence as Prompt
-from mlc_bridge.engine.tokenizer import Tokenizer
-from mlc_bridge.engine.vocabulary import Vocabulary, check_ids, within
-from mlc_bridge.errors import ContextOverflow, EngineError
+from mlc_bridge.engine.runtime import EngineConfig, Mode
 
-Request = ChatCompletionRequest | CompletionRequest
-R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
 
 
-class MLCEngine:
-    """Loads a model directory and its compiled lib; ready when the constructor returns.
-
-    ``model_lib`` None takes ``lib.so`` of the directory; ``device`` "auto" the one that the lib was
-    compiled for. ``mode``: "local" serves up to 4 requests at once, "interactive" one, "server" as
-    many as the lib allows. ``threads`` run the kernels on a CPU (default: the physical cores).
-    Raises ArtifactError, ConfigError or EngineError, naming what does not fit, before anything
-    runs.
-    """
+class MLCEngine(Frontend):
+    """See ``Frontend`` for the arguments; ``chat.completions`` and ``completions`` answer."""
 
     def __init__(
         self,
         model: str | Path,
-        model_lib: str | Path | None = None,
-        *,
         device: str = "auto",
+        *,
+        model_lib: str | Path | None = None,
         mode: Mode = "local",
-        threads: int | None = None,
         engine_config: EngineConfig | None = None,
+        threads: int | None = None,
     ) -> None:
-        directory = Path(model).expanduser()
-        self.config = ChatConfig.load(directory)
-        self.tokenizer = Tokenizer(directory, self.config.tokenizer_info)
-        self._vocabulary = self._known_ids()
-        runtime = Runtime.open(directory, model_lib, device=device, mode=mode, config=engine_config)
-        self.model, self.model_lib = str(model), runtime.library.path
-        self.device, self.limits = str(runtime.library.device), runtime.limits
-        self._loop = Loop(runtime, threads)
-        # Ends the thread when the engine is dropped, and before the interpreter goes away.
-        self._end = weakref.finalize(self, self._loop.close)
+        super().__init__(
+            model, device, model_lib=model_lib, mode=mode, engine_config=engine_config,
+            threads=threads,
+        )  # fmt: skip
         self.chat = Chat(self)
         self.completions = Completions(self)
 
-    @property
-    def alive(self) -> bool:
-        """False once the engine was terminated or its thread died."""
-        return self._loop.alive
-
-    @property
-    def threads(self) -> int:
-        """Threads that run the kernels, as TVM reports them."""
-        return self._loop.threads
-
-    def terminate(self) -> None:
-        """End the engine and free the model; unfinished requests fail. May be called twice."""
-        self._end()
-
     def __enter__(self) -> MLCEngine:
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.terminate()
-
-    def _known_ids(self) -> Vocabulary:
-        """What may be drawn. Raises EngineError for a begin token that the model does not have."""
-        template, size = self.config.conv_template, self.config.vocab_size
-        check_ids(template.system_prefix_token_ids or (), size, "system_prefix_token_ids")
-        return Vocabulary.of(size, (*self.tokenizer.ids, *template.stop_token_ids))
-
-    def start(self, tokens: Sequence[int], request: Request) -> Deltas:
-        """Begin ``request.n`` answers to the prompt ``tokens``.
-
-        Raises ContextOverflow, and EngineError for an id that the model does not have.
-        """
-        check_ids(tokens, self._vocabulary.size, "the prompt")
-        room = self.limits.context_window - len(tokens)
-        if not tokens:
-            raise EngineError("the prompt is empty")
-        if room < 1:
-            raise ContextOverflow(
-                "the prompt leaves no room for an answer",
-                found=f"{len(tokens)} tokens",
-                expected=f"at most {self.limits.context_window - 1}",
-                todo="Shorten the prompt, or compile with a larger --context-window-size",
-            )
-        deltas = Deltas(self._generations(request, room))
-        first, *rest = deltas.generations
-        self._loop.submit(Prompt(tokens, first, rest))
-        return deltas
-
-    def _generations(self, request: Request, room: int) -> list[Generation]:
-        out: SimpleQueue[Delta] = SimpleQueue()
-        wish = self._wish(request, room)
-        seeds = [None if request.seed is None else request.seed + i for i in range(request.n)]
-        return [
-            Generation(
-                i, wish, seed, self.tokenizer, self._vocabulary, out,
-                streaming=request.stream, grammar=self._grammar(request, wish),
-            )
-            for i, seed in enumerate(seeds)
-        ]  # fmt: skip
-
-    def _grammar(self, request: Request, wish: Wish) -> Matcher | None:
-        wanted = request.response_format
-        if wanted is None or wanted.type == "text":
-            return None
-        return self._grammars.matcher(wanted, free_end=not wish.stop_tokens)
-
-    @cached_property
-    def _grammars(self) -> Grammars:
-        size = self._vocabulary.size
-        stops = within(self.config.conv_template.stop_token_ids, size)
-        return Grammars(self.tokenizer, size, stops)
-
-    def _wish(self, request: Request, room: int) -> Wish:
-        template = self.config.conv_template
-        ignore = request.debug_config is not None and request.debug_config.ignore_eos
-        own = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-        return Wish(
-            self._sampling(request),
-            min(request.max_tokens or room, room),
-            () if ignore else (*own, *template.stop_str),
-            frozenset(() if ignore else template.stop_token_ids),
-        )
-
-    def _sampling(self, request: Request) -> Sampling:
-        def pick(name: str, default: float) -> float:
-            asked, model = getattr(request, name), getattr(self.config, name)
-            return float(next((v for v in (asked, model) if v is not None), default))
-
-        bias = request.logit_bias or {}
-        check_ids(bias.keys(), self._vocabulary.size, "logit_bias")
-        return Sampling(
-            temperature=pick("temperature", 1.0),
-            top_p=pick("top_p", 1.0),
-            presence_penalty=pick("presence_penalty", 0.0),
-            frequency_penalty=pick("frequency_penalty", 0.0),
-            # As in MLC, a model's own default for this one is not applied.
-            repetition_penalty=request.repetition_penalty or 1.0,
-            logit_bias={t: b for t, b in bias.items() if t < self._vocabulary.end},
-            logprobs=request.alternatives,
-        )
-
-    def frame(self, tokens: Sequence[int], request: Request, prefix: str = "") -> Frame:
-        """What the parts of a response to ``request`` share."""
-        options = request.stream_options
-        return Frame(
-            self.tokenizer,
-            request.model or Path(self.model).name,
-            len(tokens),
-            request.alternatives is not None,
-            options is not None and options.include_usage,
-            prefix,
-        )
 
 
 class ChatCompletions:
@@ -207,29 +68,35 @@ class ChatCompletions:
     def __init__(self, engine: MLCEngine) -> None:
         self._engine = engine
 
+    @overload
     def create(
-        self, *, messages: list[dict[str, Any]], stream: bool = False, **options: Any
+        self, *, messages: list[dict[str, Any]], stream: Literal[True],
+        **options: Unpack[ChatOptions],
+    ) -> Iterator[ChatCompletionStreamResponse]: ...  # fmt: skip
+    @overload
+    def create(
+        self, *, messages: list[dict[str, Any]], stream: Literal[False] | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletionResponse: ...  # fmt: skip
+    def create(
+        self,
+        *,
+        messages: list[dict[str, Any]],
+        stream: bool | None = None,
+        **options: Unpack[ChatOptions],
     ) -> ChatCompletionResponse | Iterator[ChatCompletionStreamResponse]:
-        """Answer a conversation; ``options`` are the fields of ``protocol.ChatCompletionRequest``.
+        """Answer a conversation; ``options`` are the fields of ``openai.chat``.
 
         With ``stream`` an iterator of chunks. Raises EngineError for an argument that is unknown or
         out of range, by name, and ContextOverflow for a prompt that does not fit.
         """
-        return self.answer(
-            parse(ChatCompletionRequest, {"messages": messages, "stream": stream, **options})
+        request = request_of(
+            ChatCompletionRequest, {"messages": messages, "stream": stream, **options}
         )
-
-    def answer(
-        self, request: ChatCompletionRequest
-    ) -> ChatCompletionResponse | Iterator[ChatCompletionStreamResponse]:
-        """As ``create``, for a request that is already parsed."""
-        engine, template = self._engine, self._engine.config.conv_template
-        text = template.prompt([m.model_dump(exclude_none=True) for m in request.messages])
-        tokens = [*(template.system_prefix_token_ids or ()), *engine.tokenizer.encode(text)]
-        deltas, frame = engine.start(tokens, request), engine.frame(tokens, request)
+        deltas, frame = _begun(self._engine, request)
         if request.stream:
-            return chat_stream(frame, deltas)
-        return chat_response(frame, deltas, request.n)
+            return _stream(deltas, ChatStream(frame))
+        return _whole(deltas, ChatWhole(frame))
 
 
 class Chat:
@@ -245,40 +112,50 @@ class Completions:
     def __init__(self, engine: MLCEngine) -> None:
         self._engine = engine
 
+    @overload
     def create(
-        self, *, prompt: str | list[int], stream: bool = False, **options: Any
+        self, *, prompt: str | list[Any], stream: Literal[True],
+        **options: Unpack[CompletionOptions],
+    ) -> Iterator[CompletionResponse]: ...  # fmt: skip
+    @overload
+    def create(
+        self, *, prompt: str | list[Any], stream: Literal[False] | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> CompletionResponse: ...  # fmt: skip
+    def create(
+        self,
+        *,
+        prompt: str | list[Any],
+        stream: bool | None = None,
+        **options: Unpack[CompletionOptions],
     ) -> CompletionResponse | Iterator[CompletionResponse]:
-        """Continue a text or a list of token ids; ``options`` are ``protocol.CompletionRequest``'s.
+        """Continue a text, a list of token ids, or each of a list of either; ``options`` are the
+        fields of ``openai.completion``.
 
         Raises as ``ChatCompletions.create`` does.
         """
-        return self.answer(
-            parse(CompletionRequest, {"prompt": prompt, "stream": stream, **options})
-        )
-
-    def answer(
-        self, request: CompletionRequest
-    ) -> CompletionResponse | Iterator[CompletionResponse]:
-        """As ``create``, for a request that is already parsed."""
-        engine = self._engine
-        prompt = request.prompt
-        tokens = engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        deltas = engine.start(tokens, request)
-        prefix = engine.tokenizer.decode(tokens) if request.echo else ""
-        frame = engine.frame(tokens, request, prefix)
+        request = request_of(CompletionRequest, {"prompt": prompt, "stream": stream, **options})
+        deltas, frame = _begun(self._engine, request)
         if request.stream:
-            return completion_stream(frame, deltas, request.n)
-        return completion_response(frame, deltas, request.n)
+            return _stream(deltas, CompletionStream(frame))
+        return _whole(deltas, CompletionWhole(frame))
 
 
-def parse(kind: type[R], fields: dict[str, Any]) -> R:
-    """A checked request. Raises EngineError naming the argument."""
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "the request"
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(kind.model_fields))
-            raise EngineError("unknown argument", where=name, expected=f"one of {known}") from None
-        raise EngineError(first["msg"], where=name, found=repr(first["input"])) from None
+def _begun(engine: MLCEngine, request: Request) -> tuple[Deltas, Any]:
+    prompts = engine.prompts_of(request)
+    structure = engine.structure_of(request)
+    count = len(prompts) * request.drawn
+    matchers = [] if structure is None else engine.matchers(request, structure, count)
+    return engine.start(request, prompts, matchers, Deltas()), engine.frame(request, prompts)
+
+
+def _stream(deltas: Deltas, shape: Shape[T]) -> Iterator[T]:
+    with closing(deltas):
+        for delta in deltas:
+            yield from shape.push(delta)
+        yield from shape.end()
+
+
+def _whole(deltas: Deltas, shape: Shape[T]) -> T:
+    (answer,) = _stream(deltas, shape)
+    return answer

@@ -1,26 +1,24 @@
 """One answer as it grows: logits in, pieces of text out.
 
-Runs on the engine's thread (``next_token``); what it finds goes to the caller's thread through a
-queue. A stop token or stop string ends the answer with ``stop`` and is not shown; ``max_tokens`` or
-a full context window ends it with ``length``.
+Runs on the engine's thread (``next_token``); what it finds goes to the reader through a mailbox. A
+stop token or stop string ends the answer with ``stop`` and is not shown; ``max_tokens`` or a full
+context window ends it with ``length``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from mlc_bridge.engine.sampler import Sampler, Sampling, TokenLogprobs
+from mlc_bridge.engine.deltas import Delta, Entry, FinishReason, Mailbox
+from mlc_bridge.engine.sampler import Sampler, Sampling, logprobs_of
 from mlc_bridge.engine.text_stream import TextStream
 from mlc_bridge.engine.tokenizer import Tokenizer
 from mlc_bridge.engine.vocabulary import Vocabulary
 from mlc_bridge.errors import EngineError
 from mlc_bridge.packing import Array
-
-FinishReason = Literal["stop", "length"]
 
 
 class ModelFailure(EngineError):
@@ -41,31 +39,24 @@ class Grammar(Protocol):
 
 @dataclass(frozen=True)
 class Wish:
-    """What a request asks of one answer."""
+    """What a request asks of one answer.
+
+    ``prompt_logprobs``: alternatives for every token of the prompt, or None. ``streaming`` sends
+    every piece, else one at the end; ``continues``: the answer goes on with the prompt's text.
+    """
 
     sampling: Sampling
     max_tokens: int
+    min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
-
-
-@dataclass
-class Delta:
-    """What came since the last one: text, shown tokens with their log probabilities, and the end.
-
-    ``generated`` counts the tokens that were drawn, a stop token included.
-    """
-
-    index: int
-    text: str = ""
-    generated: int = 0
-    logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    error: BaseException | None = None
+    prompt_logprobs: int | None = None
+    streaming: bool = False
+    continues: bool = False
 
 
 class Generation:
-    """An ``Answer`` of the scheduler. ``streaming`` sends every piece, else one at the end."""
+    """An ``Answer`` of the scheduler."""
 
     def __init__(
         self,
@@ -74,17 +65,20 @@ class Generation:
         seed: int | None,
         tokenizer: Tokenizer,
         vocabulary: Vocabulary,
-        out: SimpleQueue[Delta],
+        out: Mailbox,
         *,
-        streaming: bool,
         grammar: Grammar | None = None,
     ) -> None:
         self.index, self.cancelled = index, False
-        self.out, self._wish, self._streaming, self._grammar = out, wish, streaming, grammar
+        self.out, self._wish, self._grammar = out, wish, grammar
         self._sampler, self._vocabulary = Sampler(wish.sampling, seed), vocabulary
-        self._text = TextStream(tokenizer, wish.stop_strings)
+        self._text = TextStream(tokenizer, wish.stop_strings, continues=wish.continues)
         self._count = 0
         self._delta = Delta(index)
+
+    def read_prompt(self, entries: list[Entry]) -> None:
+        """Take the log probabilities of the prompt's tokens."""
+        self._delta.prompt = entries
 
     def next_token(self, logits: Array) -> int | None:
         """Draw, show and check for the end; see ``scheduler.Answer``.
@@ -93,6 +87,10 @@ class Generation:
         """
         if self.cancelled:
             return None
+        if self._wish.max_tokens == 0:
+            self._delta.finish_reason = "length"
+            self._send()
+            return None
         logits = logits[: self._vocabulary.end]
         if not math.isfinite(peak := float(logits.max())):
             raise ModelFailure(
@@ -100,16 +98,11 @@ class Generation:
                 found=peak,
                 todo="Check the weights with mlc-bridge verify",
             )
-        mask = None if self._grammar is None else self._grammar.mask()
-        token, logprobs = self._sampler.next(logits, self._vocabulary.allowed(mask))
-        self._count += 1
-        self._delta.generated += 1
-        if logprobs is not None and token not in self._wish.stop_tokens:
-            self._delta.logprobs.append((token, logprobs))
+        token = self._draw(logits)
         self._delta.finish_reason = reason = self._take(token)
         if reason is not None and not self._text.stopped:
             self._delta.text += self._text.finish()
-        if reason is not None or self._streaming:
+        if reason is not None or self._wish.streaming:
             self._send()
         return token if reason is None else None
 
@@ -117,6 +110,17 @@ class Generation:
         """End the answer with an error."""
         self._delta.error = error
         self._send()
+
+    def _draw(self, logits: Array) -> int:
+        mask = None if self._grammar is None else self._grammar.mask()
+        early = mask is None and self._count < self._wish.min_tokens
+        forbidden = self._wish.stop_tokens if early else ()
+        token, logprobs = self._sampler.next(logits, self._vocabulary.allowed(mask), forbidden)
+        self._count += 1
+        self._delta.generated += 1
+        if logprobs is not None and token not in self._wish.stop_tokens:
+            self._delta.logprobs.append((token, logprobs))
+        return token
 
     def _take(self, token: int) -> FinishReason | None:
         if token in self._wish.stop_tokens:
@@ -132,27 +136,16 @@ class Generation:
         self._delta = Delta(self.index)
 
 
-class Deltas(Iterator[Delta]):
-    """What the answers of one request bring, in order of arrival; dropping it cancels them."""
+class PromptReader:
+    """Log probabilities of a prompt's own tokens, piece by piece as the model reads it."""
 
-    def __init__(self, generations: list[Generation]) -> None:
-        self.generations = generations
-        self._open = len(generations)
+    def __init__(self, tokens: Sequence[int], count: int) -> None:
+        self._tokens, self._count = tokens, count
+        self.entries: list[Entry] = [(tokens[0], None)]
 
-    def __next__(self) -> Delta:
-        if not self._open:
-            raise StopIteration
-        delta = self.generations[0].out.get()
-        if delta.error is not None:
-            self.close()
-            raise delta.error
-        self._open -= delta.finish_reason is not None
-        return delta
-
-    def close(self) -> None:
-        """Cancel what is unfinished."""
-        self._open = 0
-        for generation in self.generations:
-            generation.cancelled = True
-
-    __del__ = close
+    def read(self, start: int, logits: Array) -> None:
+        """``logits`` ``[rows, vocab]`` after the tokens from ``start`` on; a piece may come again
+        after the sequence had to leave."""
+        del self.entries[start + 1 :]
+        for row, token in zip(logits, self._tokens[start + 1 :], strict=False):
+            self.entries.append((token, logprobs_of(row, token, self._count)))

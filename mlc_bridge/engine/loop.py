@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from mlc_bridge.engine.generation import ModelFailure
 from mlc_bridge.engine.runtime import Runtime
-from mlc_bridge.engine.scheduler import Scheduler, Sequence
+from mlc_bridge.engine.scheduler import Counts, Scheduler, Sequence
 from mlc_bridge.engine.threads import start_pool
 
 
+@dataclass(frozen=True)
+class Load:
+    """What the engine is doing: sequences running and waiting, free pages of the KV cache."""
+
+    running: int
+    waiting: int
+    free_pages: int
+
+
 class Loop:
-    """Steps the scheduler while there is work. ``threads`` says how many threads run the kernels.
+    """Steps the scheduler while there is work. ``threads`` says how many threads run the kernels,
+    ``load`` and ``counts`` what they are at and what they have done.
 
     Raises what starting the pool or the first token through the model raises.
     """
@@ -34,6 +45,7 @@ class Loop:
             name="mlc-bridge-engine",
             daemon=True,
         )
+        self.load, self.counts = Load(0, 0, 0), Counts()
         self._thread.start()
         self.threads = started.result()
 
@@ -62,12 +74,15 @@ class Loop:
         except BaseException as error:
             started.set_exception(error)
             return
+        self.counts = scheduler.counts
+        self._look(scheduler)
         started.set_result(count)
         del started
         end: BaseException = ModelFailure("the engine was terminated")
         try:
             while self._take_in(scheduler):
                 self._step(scheduler)
+                self._look(scheduler)
         except BaseException as error:
             end = error
         with self._lock:
@@ -89,6 +104,10 @@ class Loop:
                 return False
             scheduler.submit(sequence)
             wait = False
+
+    def _look(self, scheduler: Scheduler) -> None:
+        running, waiting = len(scheduler.running), len(scheduler.waiting)
+        self.load = Load(running, waiting, scheduler.runtime.free_pages)
 
     def _step(self, scheduler: Scheduler) -> None:
         try:

@@ -168,12 +168,16 @@ class Runtime:
         self._end(self._kv)
         return self._logits(out, count)
 
+    @property
+    def can_score(self) -> bool:
+        return bool(self.library.vm.module.implements_function("batch_verify"))
+
     def score(self, sequence: int, run: Sequence[int]) -> Array:
         """Append ``run``; logits ``[len(run), vocab]`` after every token of it.
 
         Raises ArtifactError when the lib has no ``batch_verify``.
         """
-        if not self.library.vm.module.implements_function("batch_verify"):
+        if not self.can_score:
             raise ArtifactError("the lib has no function batch_verify", where=self.library.path)
         hidden = self._embedded(run, (1, len(run)))
         self._begin(self._kv, self._shape([sequence]), self._shape([len(run)]))

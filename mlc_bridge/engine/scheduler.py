@@ -10,7 +10,9 @@ again; its tokens, prompt and answer, are prefilled anew when it returns. One se
 for the cache holds at least one context window.
 
 The cache of a sequence that ended stays until its slot or pages are needed. A new prompt that
-begins like one of them (the next turn of a chat) takes it over and prefills only the rest.
+begins like one of them (the next turn of a chat) takes it over and prefills only the rest. How a
+prompt is cut into pieces decides how its logits are rounded, so an ``exact`` sequence takes nothing
+over and is prefilled alone, always in the same pieces.
 
 Some models read long sequences in another way (``Limits.crosses``): one that grows so long leaves
 its cache and is prefilled from its beginning, in a first piece that shows its length.
@@ -19,6 +21,7 @@ its cache and is prefilled from its beginning, in a first piece that shows its l
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,16 +48,33 @@ class Sequence:
     """One prompt and the answer growing behind it.
 
     ``tokens`` holds prompt and answer, ``cached`` says how many of them are in the KV cache. Each
-    of ``siblings`` wants another answer to the same prompt and takes over its cache.
+    of ``siblings`` wants another answer to the same prompt and takes over its cache. ``reader``
+    gets the logits ``[rows, vocab]`` of the prompt, with the place of the first row.
     """
 
-    def __init__(self, prompt: Items[int], answer: Answer, siblings: Items[Answer] = ()) -> None:
+    def __init__(
+        self,
+        prompt: Items[int],
+        answer: Answer,
+        siblings: Items[Answer] = (),
+        *,
+        exact: bool = False,
+        reader: Callable[[int, Array], None] | None = None,
+    ) -> None:
         self.tokens = list(prompt)
+        self.prompt_length = len(self.tokens)
         self.answer = answer
         self.siblings = list(siblings)
+        self.exact, self.reader = exact, reader
         self.cached = 0
         self.slot = -1
         self.shares_pages = False
+
+    @property
+    def decodes(self) -> bool:
+        """Whether one token is missing and the way of one token is right for it."""
+        begun = self.cached >= self.prompt_length if self.exact else self.cached > 0
+        return self.pending == 1 and begun
 
     @property
     def pending(self) -> int:
@@ -80,6 +100,17 @@ class Past:
 
 
 Piece = tuple[Sequence, list[int]]  # tokens that the next step appends to a sequence
+_SCORED = 2**24  # logits of a prompt that are looked at together: 64 MiB
+
+
+@dataclass
+class Counts:
+    """What the scheduler has done since it began; tokens ``reused`` were not prefilled."""
+
+    prefilled: int = 0
+    reused: int = 0
+    drawn: int = 0
+    preempted: int = 0
 
 
 class Scheduler:
@@ -89,6 +120,7 @@ class Scheduler:
         self.runtime = runtime
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
+        self.counts = Counts()
         self._past: list[Past] = []  # oldest first
         self._free_slots()
 
@@ -104,8 +136,10 @@ class Scheduler:
         self._drop_cancelled()
         self._restart_grown()
         self._admit()
+        self._read_prompt()
         if pieces := self._with_room(self._due_prefill()):
             logits = self.runtime.prefill([s.slot for s, _ in pieces], [run for _, run in pieces])
+            self.counts.prefilled += sum(len(run) for _, run in pieces)
             self._advance(pieces, logits)
         if pieces := self._with_room(self._due_decode()):
             logits = self.runtime.decode([s.slot for s, _ in pieces], [run[0] for _, run in pieces])
@@ -142,7 +176,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self.waiting:
-            past, common = self._find_past(self.waiting[0].tokens)
+            past, common = self._find_past(self.waiting[0])
             pages = 2 + (self.waiting[0].pending - common) // PAGE
             while not self._has_place(past, pages) and self._evict(past):
                 pass
@@ -150,11 +184,14 @@ class Scheduler:
                 return
             self._enter(self.waiting.popleft(), past, common)
 
-    def _find_past(self, tokens: list[int]) -> tuple[Past | None, int]:
+    def _find_past(self, sequence: Sequence) -> tuple[Past | None, int]:
         """The past that shares most tokens, at least a page, and how many; one token must be
         left.
         """
-        best, most, crosses = None, PAGE - 1, self.runtime.limits.crosses
+        best, most, tokens = None, PAGE - 1, sequence.tokens
+        if sequence.exact or sequence.reader is not None:
+            return None, 0
+        crosses = self.runtime.limits.crosses
         for past in self._past:
             if crosses(*sorted((len(past.tokens), len(tokens)))):
                 continue
@@ -177,6 +214,7 @@ class Scheduler:
             self._past.remove(past)
             sequence.slot, sequence.cached = past.slot, common
             self.runtime.pop(past.slot, len(past.tokens) - common)
+            self.counts.reused += common
         self.running.append(sequence)
 
     def _end(self, sequence: Sequence) -> None:
@@ -205,20 +243,43 @@ class Scheduler:
         self.runtime.remove(slot)
         self._slots.append(slot)
 
+    def _read_prompt(self) -> None:
+        """The next piece of one prompt whose logits are asked for."""
+        sequence = next((s for s in self.running if s.reader is not None), None)
+        if sequence is None or sequence.reader is None:
+            return
+        limits, start = self.runtime.limits, sequence.cached
+        rows = min(limits.prefill_chunk, max(1, _SCORED // self.runtime.vocab_size))
+        if limits.crosses(start + rows, len(sequence.tokens)):
+            rows = limits.prefill_chunk
+        run = sequence.tokens[start : start + rows]
+        if not self._with_room([(sequence, run)]):
+            return
+        logits = self.runtime.score(sequence.slot, run)
+        self.counts.prefilled += len(run)
+        sequence.reader(start, logits)
+        if len(run) == sequence.pending:
+            sequence.reader = None
+        self._advance([(sequence, run)], logits[-1:])
+
     def _due_prefill(self) -> list[Piece]:
         limits, pieces = self.runtime.limits, list[Piece]()
         room = limits.prefill_chunk
         for sequence in self.running:
+            if sequence.reader is not None or sequence.decodes or (sequence.exact and pieces):
+                continue
             run = sequence.tokens[sequence.cached : sequence.cached + room]
             if pieces and limits.crosses(sequence.cached + len(run), len(sequence.tokens)):
                 continue  # comes first in a later step
-            if run and (sequence.pending > 1 or sequence.cached == 0):
+            if run:
                 pieces.append((sequence, run))
                 room -= len(run)
+            if sequence.exact:
+                break
         return pieces
 
     def _due_decode(self) -> list[Piece]:
-        return [(s, s.tokens[-1:]) for s in self.running if s.pending == 1 and s.cached]
+        return [(s, s.tokens[-1:]) for s in self.running if s.decodes and s.reader is None]
 
     def _with_room(self, pieces: list[Piece]) -> list[Piece]:
         """Until the pages suffice, give up pasts and send the youngest sequences back to the
@@ -232,6 +293,7 @@ class Scheduler:
             youngest = self.running[-1]
             self._leave(youngest)
             self.waiting.appendleft(youngest)
+            self.counts.preempted += 1
             pieces = [piece for piece in pieces if piece[0] is not youngest]
         return pieces
 
@@ -243,6 +305,7 @@ class Scheduler:
                 self._extend(sequence, row)
 
     def _extend(self, sequence: Sequence, logits: Array) -> None:
+        self.counts.drawn += 1
         try:
             token = sequence.answer.next_token(logits)
         except Exception as error:  # one answer's trouble is not the others'
@@ -258,7 +321,7 @@ class Scheduler:
         """Each sibling becomes a sequence: a fork of the cache where a slot and a page for the
         unfinished one are free, else a place in the queue."""
         for answer in sequence.siblings:
-            twin = Sequence(sequence.tokens, answer)
+            twin = Sequence(sequence.tokens, answer, exact=sequence.exact)
             while (not self._slots or self.runtime.free_pages < 2) and self._evict():
                 pass
             if not self._slots or self.runtime.free_pages < 2:

@@ -14,14 +14,19 @@ from mlc_bridge.engine.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Text of one answer; ``push`` and ``finish`` return what became safe to show."""
+    """Text of one answer; ``push`` and ``finish`` return what became safe to show.
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    ``continues`` a text: the space that tokenizers put before a first word is one of the answer.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, continues: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
-        self._at_start = tokenizer.strips_first_space
+        self._at_start = tokenizer.strips_first_space and not continues
         self.stopped = False
 
     def push(self, token: int) -> str:

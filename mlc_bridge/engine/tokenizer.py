@@ -47,7 +47,9 @@ class Tokenizer:
         self.strips_first_space = bool(info.get("strip_space_in_decode"))
         added = self._tokens.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
+        self.special_ids = {t.content: i for i, t in added.items() if t.special}
         self._bytes = self._table(info["token_postproc_method"] == "byte_level")
+        self.longest = max(map(len, self._bytes.values()), default=1)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; special tokens written in it are recognised, none are added."""

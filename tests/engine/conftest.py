@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from mlc_bridge import (
     convert_weight,
     gen_config,
 )
-from mlc_bridge.engine import MLCEngine
+from mlc_bridge.engine import AsyncMLCEngine, EngineConfig, MLCEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
 MODEL = EXAMPLES / "stdlib-llama-7m"
@@ -35,6 +36,27 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(artifact: Path) -> Iterator[MLCEngine]:
     with MLCEngine(artifact) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def served(artifact: Path) -> AsyncMLCEngine:
+    """What ``client`` talks to."""
+    return AsyncMLCEngine(artifact, engine_config=EngineConfig(context_window_size=512))
+
+
+@pytest.fixture(scope="session")
+def client(served: AsyncMLCEngine) -> Iterator[Any]:
+    """The REST interface in this process; what the server breaks on comes back as a 500."""
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    pytest.importorskip("prometheus_client", reason="needs the extra serve")
+    pytest.importorskip("httpx", reason="starlette's test client needs httpx")
+    from starlette.testclient import TestClient
+
+    from mlc_bridge.engine.server import app
+
+    with TestClient(app(served), "http://localhost", raise_server_exceptions=False) as client:
+        yield client
+    assert not served.alive  # the application ended its engine
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def collect(chunks: Iterator[Any]) -> tuple[str, str, Any]:
     for chunk in chunks:
         usage = chunk.usage or usage
         for choice in chunk.choices:
-            text += choice.delta.content
+            text += choice.delta.content or ""
             reason = choice.finish_reason or reason
     return text, reason, usage
 
@@ -210,10 +210,10 @@ def test_dropped_stream_frees_its_place(artifact: Path) -> None:
         ({"top_p": 1.5}, "top_p"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"stop": [""]}, "stop string must not be empty"),
+        ({"stop": [""]}, "stop.0: String should have at least 1"),
         ({"top_logprobs": 2}, "needs logprobs=True"),
         ({"stream_options": {"include_usage": True}}, "needs stream=True"),
-        ({"logit_bias": {5000: 1.0}}, "logit_bias names no token"),
+        ({"logit_bias": {5000: 1.0}}, "logit_bias: an id that the model does not have"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": ""}]}, "role"),
     ],

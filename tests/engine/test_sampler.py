@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,9 +20,9 @@ def exact(logits: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
-def frequencies(temperature: float, top_p: float) -> np.ndarray:
-    random = np.random.Generator(np.random.PCG64(7))
-    draws = [choose(LOGITS, temperature, top_p, random) for _ in range(DRAWS)]
+def frequencies(temperature: float, top_p: float, **more: Any) -> np.ndarray:
+    sampling = Sampling(temperature=temperature, top_p=top_p, **more)
+    draws = [choose(LOGITS, sampling, 7, position) for position in range(DRAWS)]
     return np.bincount(draws, minlength=len(LOGITS)) / DRAWS
 
 
