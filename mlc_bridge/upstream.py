@@ -51,8 +51,9 @@ from mlc_bridge.stages.convert_weight import ConvertJob, ConvertReport
 from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport
 from mlc_bridge.stages.gen_config import gen_config as embedded_gen_config
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.recognise import Recognised, home_of, recognise
+from mlc_bridge.stages.requantize import Requantize
 from mlc_bridge.stages.weight_encoding import encoded
-from mlc_bridge.stages.weight_plan import WeightPlan, make_plan
 
 INSTALL = (
     "python -m pip install --pre -U -f https://mlc.ai/wheels mlc-llm-nightly-cpu mlc-ai-nightly-cpu"
@@ -158,9 +159,8 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     from mlc_llm.interface.convert_weight import convert_weight as run
 
     start = time.perf_counter()
-    plan = make_plan(job.model_dir, job.quantization, job.source, job.source_format)
-    weights = Path(job.source) if job.source is not None else None
-    home = plan.ckpt.path if weights is None else (weights if weights.is_dir() else weights.parent)
+    plan = recognise(job.model_dir, job.source, job.source_format, job.quantization)
+    home = home_of(job.model_dir if job.source is None else job.source)
     model = _their_model(plan.arch.name)
     form = _FLOAT_FORMATS.get(plan.source.name, plan.source.name)
     if form == plan.source.name:  # our loader, with the plan that is already made
@@ -196,7 +196,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
         scales_rounded=0,
         float_layers=tuple(plan.config.float_layers),
         requantized=(),
-        findings=plan.source.findings(plan.ckpt),
+        findings=plan.findings(),
         seconds=time.perf_counter() - start,
     )
 
@@ -300,7 +300,7 @@ def main() -> None:
 class Bound:
     """Stands where MLC has an ExternMapping: names the plan, or how to make it from a path."""
 
-    plan: WeightPlan | None = None
+    plan: Recognised | None = None
     scheme: str = "auto"
     source: str = "auto"
 
@@ -310,7 +310,7 @@ class Loader:
 
     def __init__(self, path: Path, extern_param_map: Bound, quantize_param_map: Any = None) -> None:
         bound = extern_param_map
-        self.plan = bound.plan or make_plan(path.parent, bound.scheme, path, bound.source)
+        self.plan = bound.plan or recognise(path.parent, path, bound.source, bound.scheme)
         self.stats = SimpleNamespace(total_param_num=self.plan.elements)
 
     def load(self, device: Any, preshard_funcs: Any = None) -> Iterator[tuple[str, Any]]:
@@ -319,7 +319,7 @@ class Loader:
             raise ConfigError("weights cannot be sharded for several devices by this loader")
         import tvm
 
-        for item in encoded(self.plan, requantize=False):
+        for item in encoded(self.plan, Requantize()):
             for suffix, array in item.params.items():
                 tensor = tvm.runtime.tensor(np.ascontiguousarray(array), device)
                 yield f"{item.weight.path}.{suffix}", tensor
@@ -458,7 +458,7 @@ def _refuse_split(block: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _staged(
-    home: Path, arch: Arch, block: Mapping[str, Any], plan: WeightPlan | None = None
+    home: Path, arch: Arch, block: Mapping[str, Any], plan: Recognised | None = None
 ) -> Iterator[Path]:
     """Links to the checkpoint's files beside a config.json and an index as MLC wants them."""
     _refuse_split(block)

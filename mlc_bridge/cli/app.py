@@ -14,7 +14,7 @@ import typer
 from mlc_bridge import __version__
 from mlc_bridge.cli import reports, run_model, show
 from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
-from mlc_bridge.cli.flags import job_command
+from mlc_bridge.cli.flags import JobCommand, job_command
 from mlc_bridge.cli.progress import Bars
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.stages.bench import BenchJob, bench
@@ -85,9 +85,9 @@ def _stage(name: str, job: type, stage: Callable[..., Any], doc: str, *aliases: 
         SHOW.get(name, show.report)(f"{name}: done", found)
 
     command = guarded(job_command(job, call, doc, BACKEND))
-    app.command(name)(command)
+    app.command(name, cls=JobCommand)(command)
     for alias in aliases:
-        app.command(alias, hidden=True)(command)
+        app.command(alias, cls=JobCommand, hidden=True)(command)
 
 
 SHOW: dict[str, Callable[[str, Any], None]] = {
@@ -124,7 +124,7 @@ def _build(given: dict[str, Any]) -> None:
     reports.build(found)
 
 
-app.command("build")(
+app.command("build", cls=JobCommand)(
     guarded(job_command(BuildJob, _build, "gen-config, convert and compile in one go.", RECIPE))
 )
 

@@ -2,19 +2,24 @@
 
 A flag that is not given is left out, so defaults live in the Job alone, and so does the help: the
 text in a field's annotation (see ``stages/wishes.py``). The first field is the command's argument,
-``output`` is ``-o/--output``, and a ``bool`` is a switch.
+``output`` is ``-o/--output``, and a ``bool`` is a switch. What is ``bool | str`` may stand alone
+(``--requantize``) or with a value (``--requantize lm_head``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+
+EVERYTHING = {"--requantize": "all"}  # what a flag means that stands alone
 
 
 def job_command(
@@ -78,3 +83,17 @@ def _plain(hint: Any) -> Any:
         members = [a for a in get_args(hint) if a is not type(None)]
         return str if str in members else _plain(members[0])
     return hint if hint in (bool, int, float, str, Path) else str
+
+
+class JobCommand(TyperCommand):
+    """A command whose flags of ``EVERYTHING`` need no value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_spelled_out(args)))
+
+
+def _spelled_out(args: Sequence[str]) -> Iterator[str]:
+    """A flag that stands alone with its value; the word after it may be the model instead."""
+    for word, after in zip(args, (*args[1:], "-"), strict=True):
+        alone = after.startswith("-") or "/" in after or os.path.exists(after)
+        yield f"{word}={EVERYTHING[word]}" if word in EVERYTHING and alone else word

@@ -49,7 +49,7 @@ from mlc_bridge.stages.convert_weight import (
 )
 from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
 from mlc_bridge.stages.progress import Progress, silent
-from mlc_bridge.stages.weight_plan import WeightPlan
+from mlc_bridge.stages.recognise import Recognised
 
 MODEL_FILES = (CONFIG_NAME, LIB_NAME, *COPIED, *WRITTEN, *REPORTS)
 T = TypeVar("T")
@@ -213,7 +213,7 @@ def _compile(job: BuildJob, work: Path, progress: Progress) -> CompileReport:
     return by_backend(job.backend, compile_model)(wish, progress)
 
 
-def _check_dataset(job: BuildJob, plan: WeightPlan) -> None:
+def _check_dataset(job: BuildJob, plan: Recognised) -> None:
     """A float checkpoint has no activation scales: say so before the long work."""
     unfilled = any(spec.filled_by == "calibrate" for spec in plan.specs.values())
     if unfilled and not job.calibration_dataset and not plan.source.layers(plan.ckpt):
@@ -253,7 +253,7 @@ def _part(kind: Any, job: BuildJob, **other: Any) -> Any:
     return kind(**{**shared, **other})
 
 
-def _plan(job: BuildJob, config: GenConfigReport, plan: WeightPlan) -> BuildPlan:
+def _plan(job: BuildJob, config: GenConfigReport, plan: Recognised) -> BuildPlan:
     return BuildPlan(
         model=plan.ckpt.path,
         output=Path(job.output),

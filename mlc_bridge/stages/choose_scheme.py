@@ -1,72 +1,121 @@
-"""``--quantization auto``: the scheme that keeps the checkpoint as it is.
+"""``--quantization``: the scheme that keeps the checkpoint as it is, or the one that was named.
 
-A float checkpoint keeps its dtype (``q0f16``, ``q0bf16``, ``q0f32``). A quantized one lands in the
-first scheme of ``SCHEMES`` that leaves the embedding float and expresses one layer of every kind
-exactly; that all layers fit is the conversion's own check.
+``auto``: a float checkpoint keeps its dtype (``q0f16``, ``q0bf16``, ``q0f32``). A quantized one
+lands in the first scheme of ``SCHEMES`` that leaves a float embedding float and holds every
+quantized layer exactly. A named scheme is held against the same layers, so that what conversion
+would refuse is refused before anything is written. How every layer is looked at: ``kinds.py``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from mlc_bridge.errors import CannotExpress, ConfigError
 from mlc_bridge.models import Weight
-from mlc_bridge.qtensor import QTensor
-from mlc_bridge.schemes import SCHEMES, Scheme
+from mlc_bridge.schemes import SCHEMES, Scheme, for_role
+from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.sources import Checkpoint, Source
+from mlc_bridge.stages.kinds import Kind
+from mlc_bridge.stages.requantize import Requantize
 
-FLOAT_SCHEMES = {"float16": "q0f16", "bfloat16": "q0bf16", "float32": "q0f32"}
+AUTO = "auto"
 
 
-def choose_scheme(ckpt: Checkpoint, source: Source, weights: Sequence[Weight]) -> Scheme:
-    """The scheme for ``auto``. Raises ``ConfigError`` with each scheme's reason when none fits."""
-    layers = samples(ckpt, source)
-    if not layers:
+def form_of(weight: Weight, scheme: Scheme, *, quantized: bool = True) -> Scheme:
+    """The scheme in whose form ``weight`` lies: its own for the role, or the model dtype's."""
+    if quantized and weight.role != "norm" and scheme.quantizes(weight.role):
+        return for_role(scheme, weight.role)
+    return BY_DTYPE[scheme.model_dtype]
+
+
+def choose_scheme(
+    ckpt: Checkpoint,
+    source: Source,
+    weights: Sequence[Weight],
+    kinds: Sequence[Kind],
+    quantization: str,
+    requantize: Requantize,
+) -> Scheme:
+    """The scheme; raises CannotExpress or ConfigError where a layer does not fit exactly.
+
+    Layers that ``requantize`` covers may be rounded, so they do not count.
+    """
+    exact = [kind for kind in kinds if not all(requantize.covers(m.weight) for m in kind.matrices)]
+    if quantization != AUTO:
+        scheme = SCHEMES[quantization]
+        if refused := refusal(scheme, exact):
+            raise _named(refused, scheme, exact)
+        return scheme
+    if not source.layers(ckpt):
         return SCHEMES[_float_scheme(ckpt, weights)]
-    reasons = {}
-    for scheme in SCHEMES.values():
-        if scheme.quantizes("embedding") or not scheme.quantizes("linear"):
-            continue
-        reasons[scheme.name] = why_not(scheme, layers)
-        if reasons[scheme.name] is None:
+    nearest: tuple[int, CannotExpress | None] = -1, None
+    for scheme in candidates():
+        held, refused = _held(scheme, exact)
+        if refused is None:
             return scheme
-    raise ConfigError(
-        f"no scheme holds this {source.name} checkpoint exactly",
+        nearest = max(nearest, (held, refused), key=lambda one: one[0])
+    raise _none(ckpt, source, nearest[1], exact)
+
+
+def candidates() -> Iterable[Scheme]:
+    """Schemes that quantize linears and leave the embedding alone, as checkpoints do."""
+    every = SCHEMES.values()
+    return (s for s in every if s.quantizes("linear") and not s.quantizes("embedding"))
+
+
+def refusal(scheme: Scheme, kinds: Iterable[Kind]) -> CannotExpress | None:
+    """Why ``scheme`` cannot hold one of these kinds exactly; None when it holds them all."""
+    return _held(scheme, kinds)[1]
+
+
+def _held(scheme: Scheme, kinds: Iterable[Kind]) -> tuple[int, CannotExpress | None]:
+    """How many kinds the scheme holds before the first that it does not, and why not that one."""
+    held = 0
+    for held, kind in enumerate(kinds):
+        if why := kind.why_not(form_of(kind.first.weight, scheme)):
+            return held, why
+    return held + 1, None
+
+
+def _named(why: CannotExpress, scheme: Scheme, kinds: Sequence[Kind]) -> CannotExpress:
+    todo = f"{_way_out(kinds)}; --requantize allows rounding"
+    return CannotExpress(why.tensor, scheme.name, why.reason, todo=todo)
+
+
+def _none(
+    ckpt: Checkpoint, source: Source, nearest: CannotExpress | None, kinds: Sequence[Kind]
+) -> ConfigError:
+    return ConfigError(
+        f"no quantization scheme holds every layer of this {source.name} checkpoint exactly",
         where=ckpt.path,
-        found="; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
-        todo="Name a scheme with --quantization and allow rounding with --requantize",
+        found=nearest and f"in {nearest.tensor}, for {nearest.scheme}: {nearest.reason}",
+        todo=f"{_way_out(kinds)}; --requantize with a scheme named allows rounding, and inspect "
+        "says what each scheme lacks",
     )
 
 
-def samples(ckpt: Checkpoint, source: Source) -> dict[str, QTensor]:
-    """One quantized layer of every kind: names that differ in numbers alone are one kind."""
-    first: dict[str, str] = {}
-    for layer in source.layers(ckpt):
-        first.setdefault(re.sub(r"\d+", "*", layer), layer)
-    read = {layer: source.read(ckpt, layer) for layer in first.values()}
-    return {layer: tensor for layer, tensor in read.items() if isinstance(tensor, QTensor)}
-
-
-def why_not(scheme: Scheme, layers: Mapping[str, QTensor]) -> str | None:
-    """Why ``scheme`` cannot hold one of these layers exactly; None when it holds them all."""
-    for layer, tensor in layers.items():
-        try:
-            scheme.encode(tensor, layer)
-        except CannotExpress as error:
-            return error.reason
-    return None
+def _way_out(kinds: Sequence[Kind]) -> str:
+    """The schemes that hold all of these and leave the embedding as it is."""
+    found = [
+        name
+        for name, scheme in SCHEMES.items()
+        if not scheme.quantizes("embedding") and refusal(scheme, kinds) is None
+    ]
+    if not found:
+        return "No other scheme holds them all"
+    return f"--quantization {' or '.join(found)} holds them all"
 
 
 def _float_scheme(ckpt: Checkpoint, weights: Sequence[Weight]) -> str:
     name = f"{weights[0].sources[0]}.weight"
+    by_dtype = {dtype: scheme.name for dtype, scheme in BY_DTYPE.items()}
     dtype = str(ckpt.dtype(name))
-    if dtype not in FLOAT_SCHEMES:
+    if dtype not in by_dtype:
         raise ConfigError(
             "no scheme keeps this dtype",
             where=name,
             found=dtype,
-            expected=", ".join(FLOAT_SCHEMES),
+            expected=", ".join(by_dtype),
             todo="Name a scheme with --quantization",
         )
-    return FLOAT_SCHEMES[dtype]
+    return by_dtype[dtype]

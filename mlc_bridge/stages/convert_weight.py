@@ -1,7 +1,7 @@
 """Stage ``convert_weight``: checkpoint in, ``params_shard_*.bin`` and ``tensor-cache.json`` out.
 
-First the plan (``weight_plan.py``), from headers alone. Then the weights (``weight_encoding.py``),
-one after the other. Last the publication (``artifact/tensor_cache.py``). An error or an
+First what the checkpoint is (``recognise.py``). Then the weights (``weight_encoding.py``), one
+after the other. Last the publication (``artifact/tensor_cache.py``). An error or an
 interruption at any moment leaves no half-written output.
 
 A weight is expressed exactly or the stage stops; ``requantize`` is the user's wish for the other
@@ -26,14 +26,14 @@ from mlc_bridge.packing import Array
 from mlc_bridge.schemes import Spec
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.recognise import Recognised, recognise
+from mlc_bridge.stages.requantize import Requantize
 from mlc_bridge.stages.weight_encoding import Encoded, LayerError, encoded
-from mlc_bridge.stages.weight_plan import WeightPlan, make_plan
 
 __all__ = [
     "ConvertJob",
     "ConvertReport",
     "LayerError",
-    "WeightPlan",
     "convert_weight",
     "plan_weights",
 ]
@@ -82,9 +82,15 @@ class ConvertReport:
         return self.nbytes * 8 / self.weights
 
 
-def plan_weights(job: ConvertJob) -> WeightPlan:
-    """What ``convert_weight`` would do; reads headers only and raises what headers can show."""
-    return make_plan(job.model_dir, job.quantization, job.source, job.source_format)
+def plan_weights(job: ConvertJob) -> Recognised:
+    """What ``convert_weight`` would do, and all that it would refuse but for single codes."""
+    return recognise(
+        job.model_dir,
+        job.source,
+        job.source_format,
+        job.quantization,
+        requantize=job.requantize,
+    )
 
 
 def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertReport:
@@ -103,7 +109,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     told: list[Encoded] = []
     metadata = {"mlc_bridge": {"version": __version__, "fingerprint": stamp}}
     with ShardWriter(output, metadata, md5=md5) as writer:
-        for item in encoded(plan, job.requantize):
+        for item in encoded(plan, Requantize.of(job.requantize)):
             _write(writer, item, plan, sizes)
             told.append(item)
             progress("convert", writer.nbytes, total)
@@ -114,7 +120,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
             ParamBytes=float(writer.nbytes),
             BitsPerParam=writer.nbytes * 8 / elements,
         )
-    findings = (*plan.source.findings(plan.ckpt), *(f for item in told for f in item.findings))
+    findings = (*plan.findings(), *(f for item in told for f in item.findings))
     return ConvertReport(
         output=output,
         model_type=plan.arch.name,
@@ -133,7 +139,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     )
 
 
-def _write(writer: ShardWriter, item: Encoded, plan: WeightPlan, sizes: dict[str, int]) -> None:
+def _write(writer: ShardWriter, item: Encoded, plan: Recognised, sizes: dict[str, int]) -> None:
     """Hand one weight to the writer, count its bytes by kind, and let go of it."""
     weight, specs = item.weight, plan.params(item.weight)
     kind = "float linear" if weight.path in plan.config.float_layers else str(weight.role)
@@ -154,7 +160,7 @@ def _agreed(name: str, array: Array, spec: Spec) -> Array:
     return array
 
 
-def _check_place(output: Path, plan: WeightPlan, nbytes: int) -> None:
+def _check_place(output: Path, plan: Recognised, nbytes: int) -> None:
     """Not into the checkpoint itself, and not onto a disk that cannot take it."""
     refuse_overlap(output, plan.ckpt.path)
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
@@ -169,7 +175,7 @@ def _check_place(output: Path, plan: WeightPlan, nbytes: int) -> None:
         )
 
 
-def _check_config(output: Path, plan: WeightPlan) -> None:
+def _check_config(output: Path, plan: Recognised) -> None:
     """A config already in the output must describe these very weights."""
     if not (output / CONFIG_NAME).exists():
         return

@@ -1,14 +1,14 @@
 """Stage 1, ``gen-config``: ``mlc-chat-config.json`` and the tokenizer files of an MLC directory.
 
-Reads config.json, generation_config.json, the tokenizer files and the chat template; of the
-weights only headers (which layers are float) and, for ``quantization="auto"``, one layer of every
-kind. Values come in MLC's order: command line, generation_config.json, config.json, MLC's defaults.
-Everything is worked out before the first file is written, the config last.
+Reads config.json, generation_config.json, the tokenizer files and the chat template; what the
+weights have to say is ``recognise``'s answer, the same that convert gets. Without weights beside
+the config, ``quantization`` must be named. Values come in MLC's order: command line,
+generation_config.json, config.json, MLC's defaults. Everything is worked out before the first file
+is written, the config last.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,20 @@ from mlc_bridge.artifact.chat_config import CONFIG_NAME, GENERATION_DEFAULTS, Ch
 from mlc_bridge.artifact.chat_template import ChatTemplate
 from mlc_bridge.artifact.conv_template import Derived, derive
 from mlc_bridge.artifact.conversation import Conversation, template
-from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.artifact.tokenizer_files import COPIED, TokenizerFiles
 from mlc_bridge.artifact.workspace import Workspace, refuse_overlap, told
-from mlc_bridge.errors import ConfigError, SourceError
-from mlc_bridge.models import MODELS, Arch, ModelConfig
-from mlc_bridge.models.arch import parameters
-from mlc_bridge.schemes import SCHEMES, Scheme
-from mlc_bridge.sources import Checkpoint, Source, detect
-from mlc_bridge.sources.hub import resolve
+from mlc_bridge.errors import ConfigError
 from mlc_bridge.stages import wishes
-from mlc_bridge.stages.choose_scheme import choose_scheme
-from mlc_bridge.stages.float_layers import float_layers
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.recognise import (
+    Model,
+    Recognised,
+    describe,
+    has_weights,
+    home_of,
+    read_config,
+    recognise,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class GenConfigJob:
     conv_template: wishes.ConvTemplate = "auto"
     source: wishes.SourceWeights = None
     source_format: wishes.SourceFormat = "auto"
+    requantize: wishes.Requantize = False
     context_window_size: wishes.ContextWindow = None
     sliding_window_size: wishes.SlidingWindow = None
     prefill_chunk_size: wishes.PrefillChunk = None
@@ -83,18 +85,17 @@ def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigRepor
     ``ArtifactError`` when the output cannot be written; then nothing is left behind.
     """
     directory = _checkpoint_dir(job)
-    hf = _read_json(directory / "config.json", required=True)
-    arch = _arch(hf, directory)
+    hf = read_config(directory)
     tokenizer = TokenizerFiles.read(directory)
-    config, scheme, source = _graph(job, directory, hf, arch)
+    model = _model(job)
     derived = _conversation(job, directory, hf, tokenizer)
-    chat = _chat_config(arch, config, scheme, derived.conversation)
+    chat = _chat_config(model, derived.conversation)
     chat = _generation_values(chat, directory, hf).model_copy(
         update={
             "tokenizer_files": list(tokenizer.names),
             "tokenizer_info": tokenizer.info,
             "active_vocab_size": active_vocab_size(
-                config.vocab_size, (*tokenizer.ids, *derived.conversation.stop_token_ids)
+                model.config.vocab_size, (*tokenizer.ids, *derived.conversation.stop_token_ids)
             ),
         }
     )
@@ -104,10 +105,10 @@ def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigRepor
     return GenConfigReport(
         Path(job.output),
         chat,
-        source.name if source else None,
+        model.source.name if isinstance(model, Recognised) else None,
         derived.proven,
         tokenizer.names,
-        (*tokenizer.notes, *derived.notes, *_stop_notes(chat)),
+        (*_told(model), *tokenizer.notes, *derived.notes, *_stop_notes(chat)),
     )
 
 
@@ -120,54 +121,33 @@ def active_vocab_size(vocab_size: int, ids: Iterable[int]) -> int:
 
 
 def _checkpoint_dir(job: GenConfigJob) -> Path:
-    path = resolve(job.model_dir)
-    directory = path if path.is_dir() else path.parent
+    directory = home_of(job.model_dir)
     refuse_overlap(job.output, directory, job.source)
     return directory
 
 
-def _arch(hf: Mapping[str, Any], directory: Path) -> Arch:
-    """The architecture; a multimodal checkpoint names its text model in ``text_config``."""
-    named = [c.get("model_type") for c in (hf, hf.get("text_config") or {}) if c.get("model_type")]
-    if not named:
-        raise ConfigError("there is no model_type", where=directory / "config.json")
-    return MODELS[next((str(n) for n in named if n in MODELS), str(named[0]))]
-
-
-def _graph(
-    job: GenConfigJob, directory: Path, hf: Mapping[str, Any], arch: Arch
-) -> tuple[ModelConfig, Scheme, Source | None]:
-    """Config, scheme and source; float layers are known only where the weights lie beside."""
+def _model(job: GenConfigJob) -> Model:
+    """The model at the sizes that were asked for, recognised where there are weights."""
     limits = {"max_batch_size": 128, **job.limits()}
-    config = arch.config(hf, **limits)
+    if job.source is None and not has_weights(job.model_dir):
+        model = describe(job.model_dir, job.quantization, limits)
+    else:
+        model = recognise(
+            job.model_dir,
+            job.source,
+            job.source_format,
+            job.quantization,
+            requantize=job.requantize,
+            limits=limits,
+        )
     for name in job.limits():
-        if name not in config.asdict():
-            raise ConfigError(f"{arch.name} has no {name}", todo=f"Leave out --{_flag(name)}")
-    ckpt = _open(job, directory)
-    if ckpt is None:
-        if job.quantization == "auto":
-            raise SourceError(
-                "no weights here to choose a scheme from",
-                where=directory,
-                todo="Name one with --quantization",
-            )
-        return config, SCHEMES[job.quantization], None
-    source = detect(ckpt, job.source_format)
-    weights = arch.weights(config)
-    scheme = (
-        choose_scheme(ckpt, source, weights)
-        if job.quantization == "auto"
-        else SCHEMES[job.quantization]
-    )
-    left = float_layers(ckpt, source, weights)
-    return arch.config(hf, **limits, float_layers=left) if left else config, scheme, source
+        if name not in model.config.asdict():
+            raise ConfigError(f"{model.arch.name} has no {name}", todo=f"Leave out --{_flag(name)}")
+    return model
 
 
-def _open(job: GenConfigJob, directory: Path) -> Checkpoint | None:
-    if job.source is not None:
-        return Checkpoint.open(resolve(job.source), config_dir=directory)
-    weights = ("*.safetensors", "*.bin", "*.pt")
-    return Checkpoint.open(directory) if any(any(directory.glob(w)) for w in weights) else None
+def _told(model: Model) -> tuple[str, ...]:
+    return model.notes if isinstance(model, Recognised) else ()
 
 
 def _flag(name: str) -> str:
@@ -212,25 +192,18 @@ def _ids(config: Mapping[str, Any]) -> list[int]:
     return list(found) if isinstance(found, list) else [] if found is None else [int(found)]
 
 
-def _chat_config(
-    arch: Arch, config: ModelConfig, scheme: Scheme, conversation: Conversation
-) -> ChatConfig:
-    block = config.asdict()
-    stored = [
-        (f"{weight.path}.{suffix}", spec.shape, spec.dtype)
-        for weight in arch.weights(config)
-        for suffix, spec in parameters(weight, scheme, config.float_layers).items()
-    ]
-    stamp = {"version": __version__, "fingerprint": fingerprint(arch.name, block, stored)}
+def _chat_config(model: Model, conversation: Conversation) -> ChatConfig:
+    block = model.config.asdict()
+    stamp = {"version": __version__, "fingerprint": model.fingerprint}
     return ChatConfig.model_validate(
         {
-            "model_type": arch.name,
-            "quantization": scheme.name,
+            "model_type": model.arch.name,
+            "quantization": model.scheme.name,
             "model_config": block,
-            "vocab_size": config.vocab_size,
+            "vocab_size": model.config.vocab_size,
             "context_window_size": block.get("context_window_size", -1),
             "sliding_window_size": -1,  # a window is a mask in our lib; else MLC's cache rolls too
-            "prefill_chunk_size": config.prefill_chunk_size,
+            "prefill_chunk_size": model.config.prefill_chunk_size,
             "attention_sink_size": block.get("attention_sink_size", -1),
             "tensor_parallel_shards": block.get("tensor_parallel_shards", 1),
             "pipeline_parallel_stages": block.get("pipeline_parallel_stages", 1),
@@ -271,17 +244,5 @@ def _publish(output: Path, tokenizer: TokenizerFiles, chat: ChatConfig) -> None:
         space.publish(CONFIG_NAME, stale=COPIED)
 
 
-def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
-    if not path.is_file() and not required:
-        return {}
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            "no such file", where=path, todo="Give a directory that holds a Hugging Face model"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be read as JSON: {error}", where=path) from error
-    if not isinstance(found, dict):
-        raise ConfigError("must hold a JSON object", where=path)
-    return found
+def _read_json(path: Path) -> dict[str, Any]:
+    return read_config(path.parent, path.name) if path.is_file() else {}

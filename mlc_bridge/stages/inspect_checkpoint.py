@@ -11,7 +11,7 @@ twice the median of all layers and above 5 %.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,18 +19,19 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mlc_bridge.errors import UnknownFormat
+from mlc_bridge.errors import BridgeError, UnknownFormat
 from mlc_bridge.models import MODELS
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes import SCHEMES
-from mlc_bridge.sources import SOURCES, Checkpoint, Evidence, Source, detect
-from mlc_bridge.sources.hub import resolve
+from mlc_bridge.sources import SOURCES, Checkpoint, Evidence, Source
 from mlc_bridge.stages import wishes
-from mlc_bridge.stages.choose_scheme import samples, why_not
+from mlc_bridge.stages.choose_scheme import refusal
+from mlc_bridge.stages.kinds import kinds
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
 
-CODES_SEEN = 1 << 20  # codes per layer that the histogram looks at
+CHUNK = 1 << 20  # codes counted at once
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,15 @@ class CheckpointReport:
 
 def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> CheckpointReport:
     """Look at a checkpoint without converting it. Raises ``SourceError`` where it is damaged."""
-    ckpt = Checkpoint.open(resolve(job.model_dir))
+    ckpt = open_checkpoint(job.model_dir)
     evidence = {name: source.evidence(ckpt) for name, source in SOURCES.items()}
     source, findings = _detected(ckpt, job.source_format)
-    read = _read(ckpt, source, job.samples_only, progress) if source else {}
+    read: dict[str, Seen] = {}
+    schemes: tuple[SchemeFit, ...] = ()
     if source is not None:
-        findings += source.findings(ckpt)
+        read = _read(ckpt, source, job.samples_only, progress)
+        schemes, refused = _fits(ckpt, source, read)
+        findings += (*refused, *source.findings(ckpt))
     parts = _parts(ckpt)
     model_type = str(ckpt.config.get("model_type"))
     return CheckpointReport(
@@ -123,17 +127,17 @@ def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> Checkpoi
         settings=ckpt.quantization,
         nbytes=sum(part.nbytes for part in parts),
         parts=parts,
-        kinds=_kinds(tensor for tensor, _ in read.values()),
+        kinds=_kinds(seen.tensor for seen in read.values()),
         float_layers=_float_layers(ckpt, source) if source else (),
-        codes=_outliers({name: use for name, (_, use) in read.items() if use is not None}),
-        schemes=_fits(ckpt, source) if source else (),
+        codes=_outliers({name: seen.use for name, seen in read.items() if seen.use is not None}),
+        schemes=schemes,
         findings=findings,
     )  # fmt: skip
 
 
 def _detected(ckpt: Checkpoint, wanted: str) -> tuple[Source | None, tuple[str, ...]]:
     try:
-        return detect(ckpt, wanted), ()
+        return detected(ckpt, wanted)[1], ()
     except UnknownFormat as error:
         return None, (str(error),)
 
@@ -152,28 +156,47 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A layer as read: values that occur, values there are and share at the ends (integers only);
+    ``deep`` is what of its codes a scheme may look at.
+    """
+
+    tensor: QTensor
+    use: tuple[int, int, float] | None
+    deep: Hashable
+
+
 def _read(
     ckpt: Checkpoint, source: Source, samples_only: bool, progress: Progress
-) -> dict[str, tuple[QTensor, tuple[int, int, float] | None]]:
-    """Layer -> its tensor without the codes, and how the codes are used."""
-    layers = tuple(samples(ckpt, source)) if samples_only else source.layers(ckpt)
-    found = {}
+) -> dict[str, Seen]:
+    layers, found = source.layers(ckpt), {}
+    if samples_only:
+        layers = tuple({_pattern(layer): layer for layer in reversed(layers)}.values())[::-1]
     for done, layer in enumerate(layers):
         tensor = source.read(ckpt, layer)
         if isinstance(tensor, QTensor):
-            found[layer] = (tensor, _use(tensor))
+            found[layer] = _seen(tensor, layer)
         progress("inspect", done + 1, len(layers))
     return found
 
 
-def _use(tensor: QTensor) -> tuple[int, int, float] | None:
-    """Values that occur, values there are, share at the ends; None for float8 codes."""
+def _seen(tensor: QTensor, layer: str) -> Seen:
     codes: Array = tensor.codes.unpack()
     if codes.dtype.kind not in "ui":
-        return None
-    seen = codes.reshape(-1)[:: max(1, codes.size // CODES_SEEN)]
-    counts = np.bincount(seen, minlength=1 << tensor.bits)
-    return int((counts > 0).sum()), counts.size, float(counts[0] + counts[-1]) / seen.size
+        return Seen(tensor, None, (_counts(codes.view(np.uint8), 256) > 0).tobytes())
+    counts = _counts(codes, 1 << tensor.bits)
+    use = int((counts > 0).sum()), counts.size, float(counts[0] + counts[-1]) / max(1, codes.size)
+    # Where zeros vary, a scheme without zeros looks at each group: no layer speaks for another.
+    varied = tensor.zero is not None and not _constant(tensor.zero.unpack())
+    return Seen(tensor, use, layer if varied else (counts > 0).tobytes())
+
+
+def _counts(codes: Array, values: int) -> Array:
+    """How often each code occurs, a chunk at a time (numpy counts in 64 bits)."""
+    flat = codes.reshape(-1)
+    chunks = (flat[at : at + CHUNK] for at in range(0, flat.size, CHUNK))
+    return sum((np.bincount(c, minlength=values) for c in chunks), np.zeros(values, np.int64))
 
 
 def _outliers(uses: Mapping[str, tuple[int, int, float]]) -> tuple[CodeUse, ...]:
@@ -223,15 +246,30 @@ def _float_layers(ckpt: Checkpoint, source: Source) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_pattern(owner) for owner in left))
 
 
-def _fits(ckpt: Checkpoint, source: Source) -> tuple[SchemeFit, ...]:
-    """Every scheme against one layer of every kind; a float checkpoint fits its own dtype."""
-    layers = samples(ckpt, source)
-    if not layers:
-        own = {str(ckpt.dtype(n)) for n in ckpt.names}
+def _fits(
+    ckpt: Checkpoint, source: Source, read: Mapping[str, Seen]
+) -> tuple[tuple[SchemeFit, ...], tuple[str, ...]]:
+    """Every scheme against every quantized layer, and why convert refuses all of them if it does.
+
+    A float checkpoint fits its own dtype.
+    """
+    dense = not source.layers(ckpt)
+    asked = [s for s in SCHEMES.values() if s.quantizes("linear") != dense]
+    try:
+        found = survey(ckpt, source)
+    except BridgeError as error:
+        why = "the checkpoint is refused, see the note"
+        return tuple(SchemeFit(s.name, False, why) for s in asked), (f"convert refuses: {error}",)
+    if dense:
+        own = {str(ckpt.dtype(f"{w.sources[0]}.weight")) for w in found.weights}
         return tuple(
             SchemeFit(s.name, own <= {s.model_dtype}, None if own <= {s.model_dtype}
                       else f"weights are {', '.join(sorted(own))}")
-            for s in SCHEMES.values() if not s.quantizes("linear")
-        )  # fmt: skip
-    reasons = {s.name: why_not(s, layers) for s in SCHEMES.values() if s.quantizes("linear")}
-    return tuple(SchemeFit(name, reason is None, reason) for name, reason in reasons.items())
+            for s in asked
+        ), found.notes  # fmt: skip
+    alike = kinds(ckpt, source, found.weights, lambda x: read[x].deep if x in read else None)
+    refused = {s.name: refusal(s, alike) for s in asked}
+    return tuple(
+        SchemeFit(name, why is None, f"{why.tensor}: {why.reason}" if why else None)
+        for name, why in refused.items()
+    ), found.notes

@@ -30,10 +30,10 @@ from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.errors import ConfigError, MissingDependency
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
-from mlc_bridge.sources import Checkpoint, detect
-from mlc_bridge.sources.hub import resolve
+from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
 
 TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
 
@@ -55,6 +55,7 @@ class VerifyJob:
     window: Annotated[int, "Tokens of one window."] = 512
     max_kl: Annotated[float, "KL divergence (nats) that still passes."] = 1e-3
     model_lib: wishes.ModelLib = None
+    source: wishes.SourceWeights = None
     source_format: wishes.SourceFormat = "auto"
     device: wishes.RunDevice = "auto"
     threads: wishes.Threads = None
@@ -155,17 +156,19 @@ class _Reference:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        ckpt = Checkpoint.open(resolve(job.checkpoint))
+        ckpt, source = detected(open_checkpoint(job.checkpoint, job.source), job.source_format)
         config = AutoConfig.from_pretrained(ckpt.path)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        if survey(ckpt, source).untied:
+            config.tie_word_embeddings = False
         # from_pretrained, because it knows how each version of a model stores its experts.
         self._model = (
             MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             .from_pretrained(
                 None,
                 config=config,
-                state_dict={k: torch.from_numpy(w) for k, w in _weights(ckpt, job.source_format)},
+                state_dict={k: torch.from_numpy(w) for k, w in _weights(ckpt, source)},
                 dtype=torch.float32,
             )
             .eval()
@@ -179,9 +182,8 @@ class _Reference:
         return found
 
 
-def _weights(ckpt: Checkpoint, source_format: str) -> Iterator[tuple[str, Array]]:
+def _weights(ckpt: Checkpoint, source: Source) -> Iterator[tuple[str, Array]]:
     """Every weight under HF's name, dequantized to float32."""
-    source = detect(ckpt, source_format)
     quantized = set(source.layers(ckpt))
     parts = {part for layer in quantized for part in source.parts(ckpt, layer)}
     aside = set(source.aside(ckpt))

@@ -18,15 +18,14 @@ import numpy as np
 
 from mlc_bridge.errors import CannotExpress, SourceError
 from mlc_bridge.models import Weight
-from mlc_bridge.models.arch import is_quantized
 from mlc_bridge.packing import Array
-from mlc_bridge.qtensor import QTensor, concat
-from mlc_bridge.schemes import Scheme, for_role
+from mlc_bridge.qtensor import QTensor
+from mlc_bridge.schemes import Scheme
 from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES, narrow
-from mlc_bridge.stages.weight_plan import WeightPlan
-
-Read = QTensor | Array
+from mlc_bridge.stages.express import Read, aligned, express, stacked
+from mlc_bridge.stages.recognise import Recognised
+from mlc_bridge.stages.requantize import Requantize
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,14 @@ class Encoded:
     findings: list[str] = field(default_factory=list)
 
 
-def encoded(plan: WeightPlan, requantize: bool) -> Iterator[Encoded]:
+def encoded(model: Recognised, requantize: Requantize) -> Iterator[Encoded]:
     """Every weight in order; at most one more than there are cores is in memory."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(workers or 1, thread_name_prefix="encode") as pool:
         ahead: deque[Future[Encoded]] = deque()
         try:
-            for weight in plan.weights:
-                ahead.append(pool.submit(_encode, plan, weight, requantize))
+            for weight in model.weights:
+                ahead.append(pool.submit(_encode, model, weight, requantize))
                 if len(ahead) > (workers or 1):
                     yield ahead.popleft().result()
             while ahead:
@@ -67,52 +66,47 @@ def encoded(plan: WeightPlan, requantize: bool) -> Iterator[Encoded]:
                 future.cancel()
 
 
-def _encode(plan: WeightPlan, weight: Weight, requantize: bool) -> Encoded:
+def _encode(model: Recognised, weight: Weight, requantize: Requantize) -> Encoded:
     done = Encoded(weight, {})
-    dtype = plan.scheme.model_dtype
+    dtype = model.scheme.model_dtype
     if weight.role == "norm":
-        norm = plan.ckpt.tensor(f"{weight.sources[0]}.weight")
+        norm = model.ckpt.tensor(f"{weight.sources[0]}.weight")
         if weight.offset:
             norm = norm + norm.dtype.type(weight.offset)
         done.params = {"weight": narrow(norm, dtype, weight.path)}
         return done
-    if is_quantized(weight, plan.scheme, plan.config.float_layers):
-        scheme = for_role(plan.scheme, weight.role)
-    else:
-        scheme = BY_DTYPE[dtype]
+    scheme = model.scheme_of(weight)
     if weight.experts:
         each = [weight.expert_sources(e) for e in range(weight.experts)]
-        made = [_matrix(plan, layers, scheme, done, requantize) for layers in each]
+        made = [_matrix(model, layers, scheme, done, requantize) for layers in each]
         done.params = {suffix: np.stack([m[suffix] for m in made]) for suffix in made[0]}
     else:
-        done.params = _matrix(plan, weight.sources, scheme, done, requantize)
+        done.params = _matrix(model, weight.sources, scheme, done, requantize)
     if weight.bias:
-        parts = [_bias(plan, layer) for layer in weight.sources]
+        parts = [_bias(model, layer) for layer in weight.sources]
         bias = np.concatenate(parts) if len(parts) > 1 else parts[0]
         done.params["bias"] = narrow(bias, dtype, f"{weight.path}.bias")
     return done
 
 
 def _matrix(
-    plan: WeightPlan, layers: Sequence[str], scheme: Scheme, done: Encoded, requantize: bool
+    model: Recognised, layers: Sequence[str], scheme: Scheme, done: Encoded, requantize: Requantize
 ) -> dict[str, Array]:
     """Parameters of the matrix that ``layers`` make, stacked along n."""
-    parts: list[Read] = [plan.source.read(plan.ckpt, layer) for layer in layers]
+    parts: list[Read] = [model.source.read(model.ckpt, layer) for layer in layers]
     path = done.weight.path if len(layers) == len(done.weight.sources) else layers[0]
     tensors = [part for part in parts if isinstance(part, QTensor)]
     if not tensors:
-        if plan.source.layers(plan.ckpt) and scheme not in BY_DTYPE.values():
+        if model.source.layers(model.ckpt) and scheme not in BY_DTYPE.values():
             done.findings.append(f"{path} is float in the checkpoint; {scheme.name} rounds it")
         return _from_float([p for p in parts if not isinstance(p, QTensor)], scheme, path)
     try:
-        if len(tensors) < len(parts):
-            raise CannotExpress(path, scheme.name, "some of its parts are float")
-        tensor = _stacked(tensors, scheme, path, done)
-        params = scheme.encode(tensor, path)
+        made = express(parts, scheme, path)
     except CannotExpress:
-        if not requantize:
+        if not requantize.covers(done.weight):
             raise
         return _requantized(parts, scheme, path, done)
+    tensor, params = made.tensor, made.params
     places = (spec.filled_by for spec in scheme.params(*tensor.shape).values())
     if tensor.input_scale is not None and "calibrate" not in places:
         done.findings.append(
@@ -130,28 +124,28 @@ def _from_float(arrays: Sequence[Array], scheme: Scheme, path: str) -> dict[str,
     return scheme.encode(scheme.quantize(whole), path)
 
 
-def _stacked(tensors: list[QTensor], scheme: Scheme, path: str, done: Encoded) -> QTensor:
-    """One tensor of layers that are one here; a scheme may first bring them to one scale."""
-    align = getattr(scheme, "align", None)
-    if align is not None and len(tensors) > 1:
-        tensors, findings = align(tensors, path)
-        done.findings.extend(findings)
-    try:
-        return concat(tensors)
-    except ValueError as problem:
-        raise CannotExpress(path, scheme.name, str(problem)) from None
-
-
 def _requantized(
     parts: Sequence[Read], scheme: Scheme, path: str, done: Encoded
 ) -> dict[str, Array]:
     floats = [p.dequantize() if isinstance(p, QTensor) else p.astype(np.float32) for p in parts]
     exact = np.concatenate(floats) if len(floats) > 1 else floats[0]
-    params = _from_float([exact], scheme, path)
+    params = _brought(parts, scheme, path) or _from_float([exact], scheme, path)
     dense = scheme in BY_DTYPE.values()
     got = params["weight"] if dense else scheme.decode(params).dequantize()[:, : exact.shape[1]]
     done.errors.append(_error(path, exact, np.asarray(got, np.float32)))
     return params
+
+
+def _brought(parts: Sequence[Read], scheme: Scheme, path: str) -> dict[str, Array] | None:
+    """The parts as the scheme's ``align`` moves them, which keeps codes where it can; or None."""
+    tensors = [part for part in parts if isinstance(part, QTensor)]
+    if len(tensors) < len(parts) or not hasattr(scheme, "align"):
+        return None
+    try:
+        tensors, _ = aligned(tensors, scheme, path)
+        return scheme.encode(stacked(tensors, scheme, path), path)
+    except CannotExpress:
+        return None
 
 
 def _error(path: str, exact: Array, got: Array) -> LayerError:
@@ -164,8 +158,8 @@ def _error(path: str, exact: Array, got: Array) -> LayerError:
     return LayerError(path, float(np.abs(gap).max()), math.sqrt(dot(gap, gap) / gap.size), cosine)
 
 
-def _bias(plan: WeightPlan, layer: str) -> Array:
-    bias = plan.source.bias(plan.ckpt, layer)
+def _bias(model: Recognised, layer: str) -> Array:
+    bias = model.source.bias(model.ckpt, layer)
     if bias is None:
         raise SourceError("the checkpoint lacks this tensor", where=f"{layer}.bias")
     return bias

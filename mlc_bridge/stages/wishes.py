@@ -23,7 +23,7 @@ SourceWeights = Annotated[
 ]
 SourceFormat = Annotated[str, "Source format; auto looks at config and tensors."]
 Requantize = Annotated[
-    bool, "Allow rounding into the scheme where it cannot hold a weight exactly."
+    bool | str, "Allow rounding where the scheme cannot hold a weight exactly: all, or names."
 ]
 ContextWindow = Annotated[int | None, "Tokens of prompt and answer together."]
 SlidingWindow = Annotated[int | None, "Tokens of the sliding attention window."]

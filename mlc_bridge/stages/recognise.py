@@ -1,0 +1,283 @@
+"""What a checkpoint is, answered once: format, architecture, scheme, weights, every tensor's fate.
+
+Every stage takes this answer and asks nothing again, so gen-config, convert, inspect, verify, build
+and the MLC LLM backend cannot differ. Nothing is written, and what can be known before the long
+work is refused here. Read are headers, the small tensors (scales, column orders), the codes of one
+weight of every kind (``kinds.py``), and two tables where one is said to be a copy of the other.
+
+``Model`` is what config.json and a scheme say; ``Recognised`` adds the checkpoint's bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlc_bridge.artifact.manifest import fingerprint
+from mlc_bridge.artifact.tensor_cache import dtype_of
+from mlc_bridge.errors import CannotExpress, ConfigError, SourceError
+from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
+from mlc_bridge.models.arch import is_quantized, parameters
+from mlc_bridge.schemes import SCHEMES, Scheme, Spec
+from mlc_bridge.sources import Checkpoint, Source, detect
+from mlc_bridge.sources.activation_order import folded
+from mlc_bridge.sources.hub import resolve
+from mlc_bridge.stages.choose_scheme import AUTO, choose_scheme, form_of
+from mlc_bridge.stages.kinds import kinds
+from mlc_bridge.stages.left_out import left_out, same_values
+from mlc_bridge.stages.requantize import Requantize
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+Limits = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What config.json says under one scheme: what the graph is built from."""
+
+    arch: Arch
+    config: ModelConfig
+    scheme: Scheme
+
+    @cached_property
+    def weights(self) -> Sequence[Weight]:
+        """Every weight in MLC's parameter order."""
+        return self.arch.weights(self.config)
+
+    def scheme_of(self, weight: Weight) -> Scheme:
+        """The scheme in whose form ``weight`` is stored; a float one where it stays float."""
+        quantized = is_quantized(weight, self.scheme, self.config.float_layers)
+        return form_of(weight, self.scheme, quantized=quantized)
+
+    def params(self, weight: Weight) -> dict[str, Spec]:
+        """Suffix -> Spec of one weight."""
+        return parameters(weight, self.scheme, self.config.float_layers)
+
+    @cached_property
+    def specs(self) -> dict[str, Spec]:
+        """Full parameter name -> Spec, in the order in which they are written."""
+        return {f"{w.path}.{s}": spec for w in self.weights for s, spec in self.params(w).items()}
+
+    @property
+    def fingerprint(self) -> str:
+        params = [(name, spec.shape, spec.dtype) for name, spec in self.specs.items()]
+        return fingerprint(self.arch.name, self.config.asdict(), params)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters together."""
+        sizes = (dtype_of(s.dtype).itemsize * math.prod(s.shape) for s in self.specs.values())
+        return sum(sizes)
+
+    @property
+    def elements(self) -> int:
+        """Logical elements: what the float model has."""
+        return sum(
+            (w.n * max(w.k, 1) + (w.n if w.bias else 0)) * max(w.experts, 1) for w in self.weights
+        )
+
+
+@dataclass(frozen=True)
+class Recognised(Model):
+    """A model and the bytes it comes from; ``left_out``: tensor -> why it is not converted."""
+
+    ckpt: Checkpoint
+    source: Source
+    left_out: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def findings(self) -> tuple[str, ...]:
+        """What the user should know before converting; reads data."""
+        return (*self.notes, *self.source.findings(self.ckpt))
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What holds under every scheme; ``untied``: why a tied head is kept after all."""
+
+    ckpt: Checkpoint
+    source: Source
+    arch: Arch
+    config: ModelConfig
+    left_out: Mapping[str, str]
+    untied: str | None
+
+    @cached_property
+    def weights(self) -> Sequence[Weight]:
+        return self.arch.weights(self.config)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (self.untied,) if self.untied else ()
+
+
+def recognise(
+    model_dir: str | Path,
+    source: str | Path | None = None,
+    source_format: str = AUTO,
+    quantization: str = AUTO,
+    *,
+    requantize: bool | str = False,
+    limits: Limits | None = None,
+) -> Recognised:
+    """Decide everything that a conversion does; ``limits`` are sizes for the model's config.
+
+    Raises SourceError (the files), ConfigError (config.json, flags), CannotExpress (the scheme).
+    """
+    ckpt, fmt = detected(open_checkpoint(model_dir, source), source_format)
+    found = survey(ckpt, fmt, limits)
+    wish = Requantize.of(requantize)
+    wish.check(found.weights)
+    alike = kinds(ckpt, fmt, found.weights)
+    scheme = choose_scheme(ckpt, fmt, found.weights, alike, quantization, wish)
+    model = Recognised(found.arch, found.config, scheme, ckpt, fmt, found.left_out, found.notes)
+    model.specs  # noqa: B018  raises where a shape does not fit the scheme
+    return model
+
+
+def describe(
+    model_dir: str | Path, quantization: str = AUTO, limits: Limits | None = None
+) -> Model:
+    """What config.json alone says, for a directory without weights."""
+    home = home_of(model_dir)
+    if quantization == AUTO:
+        raise SourceError(
+            "no weights here to choose a scheme from",
+            where=home,
+            todo="Name one with --quantization",
+        )
+    config_json = read_config(home)
+    arch = architecture(config_json, home)
+    return Model(arch, arch.config(config_json, **(limits or {})), SCHEMES[quantization])
+
+
+def home_of(model_dir: str | Path) -> Path:
+    """The directory of config.json and tokenizer; MODEL_DIR may be a weights file in it."""
+    path = resolve(model_dir)
+    return path if path.is_dir() else path.parent
+
+
+def has_weights(model_dir: str | Path) -> bool:
+    """Whether MODEL_DIR is a weights file, or a directory that holds one."""
+    path = resolve(model_dir)
+    return not path.is_dir() or any(any(path.glob(pattern)) for pattern in WEIGHTS)
+
+
+def open_checkpoint(model_dir: str | Path, source: str | Path | None = None) -> Checkpoint:
+    """Config of ``model_dir`` and weights of ``source``, or of ``model_dir`` itself."""
+    path = resolve(model_dir if source is None else source)
+    return Checkpoint.open(path, config_dir=home_of(model_dir))
+
+
+def detected(ckpt: Checkpoint, source_format: str = AUTO) -> tuple[Checkpoint, Source]:
+    """The format of the checkpoint, activation order folded where that changes nothing."""
+    return ckpt, folded(detect(ckpt, source_format), ckpt)
+
+
+def architecture(config_json: Mapping[str, Any], home: Path) -> Arch:
+    """The architecture; a multimodal checkpoint names its text model in ``text_config``."""
+    inner = config_json.get("text_config")
+    blocks = (config_json, inner if isinstance(inner, dict) else {})
+    named = [str(block["model_type"]) for block in blocks if block.get("model_type")]
+    if not named:
+        raise ConfigError("there is no model_type", where=home / "config.json")
+    return MODELS[next((name for name in named if name in MODELS), named[0])]
+
+
+def read_config(home: Path, name: str = "config.json") -> dict[str, Any]:
+    """The JSON object in ``home / name``; ConfigError where there is none."""
+    path = home / name
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            "no such file", where=path, todo="Give a directory that holds a Hugging Face model"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read as JSON: {error}", where=path) from error
+    if not isinstance(found, dict):
+        raise ConfigError("must hold a JSON object", where=path)
+    return found
+
+
+def survey(ckpt: Checkpoint, source: Source, limits: Limits | None = None) -> Surveyed:
+    """Config and tensors held against each other; what no scheme has a say in."""
+    if not ckpt.config:
+        read_config(ckpt.path)
+    arch = architecture(ckpt.config, ckpt.path)
+    given: dict[str, Any] = dict(limits or {})
+    untied = _untied(ckpt, source, arch, given)
+    if untied:
+        given["tie_word_embeddings"] = False
+    config = arch.config(ckpt.config, **given)
+    floats = _float_layers(ckpt, source, arch.weights(config))
+    config = arch.config(ckpt.config, **given, float_layers=floats) if floats else config
+    weights = arch.weights(config)
+    source.check_whole(ckpt)
+    for weight in weights:
+        _check(ckpt, source, weight)
+    return Surveyed(ckpt, source, arch, config, left_out(ckpt, source, weights), untied)
+
+
+def _untied(ckpt: Checkpoint, source: Source, arch: Arch, given: Mapping[str, Any]) -> str | None:
+    """Why config.json's tied head is none: the file has another one. None where all is well."""
+    weights = arch.weights(arch.config(ckpt.config, **given))
+    if any(weight.role == "lm_head" for weight in weights):
+        return None
+    embedding = f"{weights[0].sources[0]}.weight"
+    head = [n for n in ckpt.names if n.startswith("lm_head.") and not n.endswith(".bias")]
+    if not head or (head == ["lm_head.weight"] and same_values(ckpt, head[0], embedding)):
+        return None
+    untied = arch.weights(arch.config(ckpt.config, **given, tie_word_embeddings=False))
+    if all(weight.role != "lm_head" for weight in untied):
+        raise SourceError(
+            f"{arch.name} has one table for embedding and head, the checkpoint two that differ",
+            where=head[0],
+            expected=f"a copy of {embedding}",
+        )
+    return (
+        f"config.json ties the head to the embedding, but {head[0]} differs from {embedding}: "
+        "they are kept apart"
+    )
+
+
+def _float_layers(ckpt: Checkpoint, source: Source, weights: Sequence[Weight]) -> tuple[str, ...]:
+    """MLC paths of linears that a quantized checkpoint leaves float; the tensors on disk say it.
+
+    Tools leave layers out by lists of names (``modules_to_not_convert``, ``ignore``) or by mixed
+    precision without any list. Raises CannotExpress for a fused layer that is partly float.
+    """
+    quantized = set(source.layers(ckpt))
+    found = []
+    for weight in weights if quantized else ():
+        left = [layer for layer in weight.sources if layer not in quantized]
+        if weight.role != "linear" or not left:
+            continue
+        if len(left) < len(weight.sources):
+            raise CannotExpress(
+                weight.path,
+                "One fused layer",
+                f"the checkpoint leaves {', '.join(left)} in float and quantizes the others",
+                todo="Quantize the model again with these layers treated alike",
+            )
+        found.append(weight.path)
+    return tuple(found)
+
+
+def _check(ckpt: Checkpoint, source: Source, weight: Weight) -> None:
+    """Headers only: every part of ``weight`` is there and has the shape that config.json wants."""
+    if weight.role == "norm":
+        ckpt.require(f"{weight.sources[0]}.weight", (weight.n,))
+        return
+    rows = weight.rows * max(weight.experts, 1)
+    for layer, n in zip(weight.sources, rows, strict=True):
+        source.check(ckpt, layer, (n, weight.k))
+        if weight.bias and f"{layer}.bias" in ckpt:
+            ckpt.require(f"{layer}.bias", (n,))
+        elif weight.bias and source.bias(ckpt, layer) is None:
+            raise SourceError("the checkpoint lacks this tensor", where=f"{layer}.bias")
