@@ -191,6 +191,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
         fingerprint=plan.fingerprint,
         n_params=len(cache.records),
         nbytes=nbytes,
+        checkpoint_nbytes=plan.checkpoint_nbytes,
         sizes={"all": nbytes},
         weights=plan.elements,
         scales_rounded=0,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,11 +76,14 @@ RECIPE = {"config": "Recipe with these flags as YAML keys (configs/deploy); flag
 def _stage(name: str, job: type, stage: Callable[..., Any], doc: str, *aliases: str) -> None:
     """Register a command that runs one stage and prints its report."""
 
-    def call(given: dict[str, Any]) -> None:
+    def call(given: dict[str, Any], as_json: bool) -> None:
         chosen = by_backend(given.pop("backend", None), stage)
         with Bars() as progress:
             found = chosen(job(**given), progress)
-        SHOW.get(name, show.report)(f"{name}: done", found)
+        if as_json:
+            show.as_json(found)
+        else:
+            SHOW.get(name, show.report)(f"{name}: done", found)
 
     command = guarded(job_command(job, call, doc, BACKEND))
     app.command(name, cls=JobCommand)(command)
@@ -92,6 +93,7 @@ def _stage(name: str, job: type, stage: Callable[..., Any], doc: str, *aliases: 
 
 SHOW: dict[str, Callable[[str, Any], None]] = {
     "gen-config": reports.config,
+    "convert": reports.conversion,
     "calibrate": reports.calibration,
 }
 
@@ -117,11 +119,11 @@ _stage(
 )
 
 
-def _build(given: dict[str, Any]) -> None:
+def _build(given: dict[str, Any], as_json: bool) -> None:
     job = BuildJob.from_recipe(given.pop("config", None), **given)
     with Bars() as progress:
-        found = build(job, progress, announce=reports.plan)
-    reports.build(found)
+        found = build(job, progress, **({} if as_json else {"announce": reports.plan}))
+    show.as_json(found) if as_json else reports.build(found)
 
 
 app.command("build", cls=JobCommand)(
@@ -156,17 +158,17 @@ def _inspect(
         with Bars() as progress:
             found = inspect_checkpoint(InspectJob(path, source_format, samples_only), progress)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2, default=str))
+        show.as_json(found)
     elif isinstance(found, ArtifactReport):
         shown.artifact(found)
     else:
         shown.checkpoint(found)
 
 
-def _check(given: dict[str, Any]) -> None:
+def _check(given: dict[str, Any], as_json: bool) -> None:
     with Bars() as progress:
         found = check_artifact(CheckJob(**given), progress)
-    reports.checks(found)
+    show.as_json(found) if as_json else reports.checks(found)
     if not found.passed:
         raise SystemExit(2)
 
@@ -176,11 +178,11 @@ app.command("check")(
 )
 
 
-def _verify(given: dict[str, Any]) -> None:
+def _verify(given: dict[str, Any], as_json: bool) -> None:
     job = VerifyJob(**given)
     with Bars() as progress:
         found = verify(job, progress)
-    reports.verification(found)
+    show.as_json(found) if as_json else reports.verification(found)
     if not found.passed:
         raise ArtifactError(
             "the compiled model does not say what the checkpoint says",
@@ -191,10 +193,10 @@ def _verify(given: dict[str, Any]) -> None:
         )
 
 
-def _bench(given: dict[str, Any]) -> None:
+def _bench(given: dict[str, Any], as_json: bool) -> None:
     with Bars() as progress:
         found = bench(BenchJob(**given), progress)
-    reports.speeds(found)
+    show.as_json(found) if as_json else reports.speeds(found)
 
 
 app.command("verify")(
@@ -211,6 +213,6 @@ def _doctor(
     """Say what is installed, what this machine has, what works and what to install."""
     found = examine()
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2, default=str))
+        show.as_json(found)
         return
     reports.diagnosis(found)

@@ -24,14 +24,14 @@ EVERYTHING = {"--requantize": "all"}  # what a flag means that stands alone
 
 def job_command(
     job: type,
-    run: Callable[[dict[str, Any]], None],
+    run: Callable[[dict[str, Any], bool], None],
     doc: str,
     more: Mapping[str, str] | None = None,
 ) -> Callable[..., None]:
     """A typer command whose flags are the fields of ``job``; ``run`` gets those that were given.
 
-    ``more``: further text flags and their help. With ``config`` among them (a recipe) nothing else
-    must be given.
+    Its second argument is ``--json``, which every such command has. ``more``: further text flags
+    and their help. With ``config`` among them (a recipe) nothing else must be given.
     """
     more = more or {}
     recipe = "config" in more
@@ -39,7 +39,8 @@ def job_command(
     fields = dataclasses.fields(job)
 
     def command(**values: Any) -> None:
-        run({name: value for name, value in values.items() if value is not None})
+        as_json = values.pop("json")
+        run({name: value for name, value in values.items() if value is not None}, as_json)
 
     parameters = [
         inspect.Parameter(
@@ -54,6 +55,10 @@ def job_command(
         hint = Annotated[str | None, typer.Option(f"--{name}", help=text, show_default=False)]
         kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(name, kind, default=None, annotation=hint))
+    switch = Annotated[bool, typer.Option("--json", help="The whole report, for other programs.")]
+    parameters.append(
+        inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=switch)
+    )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = doc
     return command

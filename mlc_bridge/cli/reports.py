@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from mlc_bridge.cli import show
 from mlc_bridge.stages.bench import BenchReport
 from mlc_bridge.stages.build import BuildPlan, BuildReport
 from mlc_bridge.stages.calibrate import CalibrateReport
+from mlc_bridge.stages.convert_weight import ConvertReport
 from mlc_bridge.stages.doctor import Diagnosis
 from mlc_bridge.stages.gen_config import GenConfigReport
 from mlc_bridge.stages.inspect_artifact import CheckReport
 from mlc_bridge.stages.verify import VerifyReport
+
+WORST = 5  # rounded layers on the screen
 
 
 def config(title: str, found: GenConfigReport) -> None:
@@ -33,6 +37,39 @@ def config(title: str, found: GenConfigReport) -> None:
     show.notes(found.notes)
 
 
+def conversion(title: str, found: ConvertReport) -> None:
+    show.report(title, found)
+    rounding(found)
+
+
+def rounding(found: ConvertReport) -> None:
+    """What --requantize cost: a summary, and the layers it cost most."""
+    if not found.requantized:
+        return
+    ranked = sorted(found.requantized, key=lambda e: e.relative, reverse=True)
+    largest = max(ranked, key=lambda e: e.max)
+    mean = math.sqrt(sum(e.relative**2 for e in ranked) / len(ranked))
+    show.rows(
+        f"rounded into {found.quantization}",
+        [
+            ("layers", len(ranked)),
+            ("RMS error", f"{mean:.3%} of the weights' RMS, {ranked[0].relative:.3%} at most"),
+            ("largest error", f"{largest.max:.4g} in {largest.layer}"),
+            ("cosine", f"{min(e.cosine for e in ranked):.6f} at least"),
+        ],
+    )
+    show.table(
+        ("worst layers", "RMS error", "max", "cosine", "relative %"),
+        [(e.layer, e.rms, e.max, f"{e.cosine:.6f}", 100 * e.relative) for e in ranked[:WORST]],
+    )
+    if len(ranked) > WORST:
+        show.notes((f"{len(ranked) - WORST} more layers were rounded; --json lists all",))
+
+
+def _size(found: ConvertReport | BuildPlan) -> str:
+    return f"{show.size(found.nbytes)} (checkpoint {show.size(found.checkpoint_nbytes)})"
+
+
 def _template(name: str, proof: int) -> str:
     how = f"derived from the checkpoint's own, {proof} prompts proven equal"
     return f"{name} ({how})" if proof else name
@@ -46,7 +83,7 @@ def plan(found: BuildPlan) -> None:
             ("source format", found.source_format),
             ("quantization", f"{found.quantization}, {found.bits_per_weight:.2f} bits per weight"),
             ("conv template", _template(found.conv_template, found.prompts_proven_equal)),
-            ("weights", f"{found.n_params} parameters, {show.size(found.nbytes)}"),
+            ("weights", f"{found.n_params} parameters, {_size(found)}"),
             ("float layers", found.float_layers),
             ("context window", f"{found.context_window_size} tokens"),
             ("device", found.device),
@@ -73,7 +110,7 @@ def build(found: BuildReport) -> None:
         "built",
         [
             ("output", found.output),
-            ("weights", f"{show.size(found.convert.nbytes)}, "
+            ("weights", f"{_size(found.convert)}, "
              f"{found.convert.bits_per_weight:.2f} bits per weight"),
             ("library", f"{show.size(found.compile.size)} for {_target(found.compile.target)}"
              + (", from the cache" if found.compile.cached else "")),
@@ -82,6 +119,7 @@ def build(found: BuildReport) -> None:
         ],
     )  # fmt: skip
     show.notes(found.convert.findings)
+    rounding(found.convert)
 
 
 def calibration(title: str, found: CalibrateReport | Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.text import Text
 
+SIZES = {"nbytes": "size", "checkpoint_nbytes": "in the checkpoint"}
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -47,8 +50,8 @@ def report(title: str, found: Any) -> None:
         name = field.name.replace("_", " ")
         if field.name in ("notes", "findings"):
             continue
-        if field.name == "nbytes":
-            pairs.append(("size", size(value)))
+        if field.name in SIZES:
+            pairs.append((SIZES[field.name], size(value)))
         elif field.name == "seconds" or field.name.endswith("_s"):
             pairs.append((name, f"{value:.2f} s"))
         elif isinstance(value, Mapping):
@@ -59,6 +62,11 @@ def report(title: str, found: Any) -> None:
     rows(title, pairs)
     for name in ("notes", "findings"):
         notes(getattr(found, name, ()))
+
+
+def as_json(found: Any) -> None:
+    """A report whole, for other programs."""
+    print(json.dumps(to_jsonable_python(found, fallback=str), indent=2))
 
 
 def size(nbytes: float) -> str:

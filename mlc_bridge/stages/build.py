@@ -116,6 +116,7 @@ class BuildPlan:
     prompts_proven_equal: int
     n_params: int
     nbytes: int
+    checkpoint_nbytes: int
     bits_per_weight: float
     float_layers: tuple[str, ...]
     context_window_size: int
@@ -264,6 +265,7 @@ def _plan(job: BuildJob, config: GenConfigReport, plan: Recognised) -> BuildPlan
         prompts_proven_equal=config.prompts_proven_equal,
         n_params=len(plan.specs),
         nbytes=plan.nbytes,
+        checkpoint_nbytes=plan.checkpoint_nbytes,
         bits_per_weight=plan.nbytes * 8 / plan.elements,
         float_layers=tuple(plan.config.float_layers),
         context_window_size=config.config.context_window_size,

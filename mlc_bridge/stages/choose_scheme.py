@@ -9,10 +9,12 @@ would refuse is refused before anything is written. How every layer is looked at
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 
+from mlc_bridge.artifact.tensor_cache import dtype_of
 from mlc_bridge.errors import CannotExpress, ConfigError
 from mlc_bridge.models import Weight
-from mlc_bridge.schemes import SCHEMES, Scheme, for_role
+from mlc_bridge.schemes import SCHEMES, Scheme, Spec, for_role
 from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages.kinds import Kind
@@ -77,6 +79,34 @@ def _held(scheme: Scheme, kinds: Iterable[Kind]) -> tuple[int, CannotExpress | N
     return held + 1, None
 
 
+def widened(scheme: Scheme, kinds: Iterable[Kind]) -> str | None:
+    """What it costs that one scheme holds all layers: codes that are stored wider, in words."""
+    wide: list[Kind] = []
+    more = bits = 0
+    for kind in kinds:
+        weight = kind.first.weight
+        form = form_of(weight, scheme)
+        sizes = {s: nbytes_of(spec) for s, spec in form.params(weight.n, weight.k).items()}
+        stored = max(sizes.values()) * 8 // (weight.n * weight.k)
+        if stored > kind.bits:
+            wide.append(kind)
+            bits = max(bits, stored)
+            more += sum(sizes.values()) * len(kind.matrices) - kind.nbytes
+    if not wide:
+        return None
+    count, first = sum(len(kind.matrices) for kind in wide), wide[0].first.path
+    return (
+        f"{count} layers with codes of {wide[0].bits} bits (the first is {first}) are stored in "
+        f"{bits} bits, as {scheme.name} holds all layers in one form: {more / 1e6:.2f} MB more "
+        "than in the checkpoint"
+    )
+
+
+def nbytes_of(spec: Spec) -> int:
+    """Bytes of one parameter."""
+    return dtype_of(spec.dtype).itemsize * prod(spec.shape)
+
+
 def _named(why: CannotExpress, scheme: Scheme, kinds: Sequence[Kind]) -> CannotExpress:
     todo = f"{_way_out(kinds)}; --requantize allows rounding"
     return CannotExpress(why.tensor, scheme.name, why.reason, todo=todo)
@@ -102,8 +132,8 @@ def _way_out(kinds: Sequence[Kind]) -> str:
         if not scheme.quantizes("embedding") and refusal(scheme, kinds) is None
     ]
     if not found:
-        return "No other scheme holds them all"
-    return f"--quantization {' or '.join(found)} holds them all"
+        return "No scheme keeps every layer as it is"
+    return f"--quantization {' or '.join(found[:3])} keeps every layer as it is"
 
 
 def _float_scheme(ckpt: Checkpoint, weights: Sequence[Weight]) -> str:

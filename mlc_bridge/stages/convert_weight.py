@@ -60,7 +60,10 @@ class ConvertJob:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What was written: ``sizes`` in bytes by kind of weight, ``weights`` in logical elements."""
+    """What was written: ``sizes`` in bytes by kind of weight, ``weights`` in logical elements.
+
+    ``checkpoint_nbytes``: the same weights as the checkpoint stores them.
+    """
 
     output: Path
     model_type: str
@@ -69,6 +72,7 @@ class ConvertReport:
     fingerprint: str
     n_params: int
     nbytes: int
+    checkpoint_nbytes: int
     sizes: Mapping[str, int]
     weights: int
     scales_rounded: int
@@ -129,6 +133,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
         fingerprint=stamp,
         n_params=len(writer.records),
         nbytes=writer.nbytes,
+        checkpoint_nbytes=plan.checkpoint_nbytes,
         sizes=sizes,
         weights=elements,
         scales_rounded=sum(item.scales_rounded for item in told),

@@ -19,6 +19,7 @@ import numpy as np
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.models import Weight
 from mlc_bridge.packing import Array
+from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes import Scheme
 from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages.express import Read, express
@@ -59,6 +60,17 @@ class Kind:
         if self._parts is None:
             self._parts = [self.source.read(self.ckpt, layer) for layer in self.first.layers]
         return self._parts
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights of all matrices in the checkpoint; alike means equally large."""
+        parts = (p for layer in self.first.layers for p in self.source.parts(self.ckpt, layer))
+        return sum(nbytes(self.ckpt, part) for part in parts) * len(self.matrices)
+
+    @property
+    def bits(self) -> int:
+        """Of the widest code."""
+        return max(part.bits for part in self.parts if isinstance(part, QTensor))
 
     def why_not(self, scheme: Scheme) -> CannotExpress | None:
         """Why ``scheme`` cannot hold these matrices exactly; None when it can."""
@@ -103,13 +115,13 @@ def _looks(ckpt: Checkpoint, source: Source, matrix: Matrix) -> tuple[Hashable, 
     looks: list[Hashable] = [matrix.weight.rows, matrix.weight.k]
     for layer in matrix.layers:
         parts = source.parts(ckpt, layer)
-        largest = max(_nbytes(ckpt, part) for part in parts)
+        largest = max(nbytes(ckpt, part) for part in parts)
         for part in parts:
             look: Hashable = None
             if prod(ckpt.shape(part)) == 1:  # equal numbers get equal numbers
                 number = ckpt.tensor(part)
                 look = values.setdefault(number.tobytes(), len(values)), bool(np.all(number == 1))
-            elif _nbytes(ckpt, part) * SMALL <= largest:
+            elif nbytes(ckpt, part) * SMALL <= largest:
                 look = _says(ckpt.tensor(part), part)
             looks.append((part.removeprefix(layer), ckpt.dtype(part), ckpt.shape(part), look))
     return tuple(looks)
@@ -124,5 +136,6 @@ def _says(small: Array, name: str) -> Hashable:
     return bool(((size == 0) | ((size >= LOW) & (size <= HIGH))).all())
 
 
-def _nbytes(ckpt: Checkpoint, name: str) -> int:
+def nbytes(ckpt: Checkpoint, name: str) -> int:
+    """Bytes of one tensor."""
     return prod(ckpt.shape(name)) * ckpt.dtype(name).itemsize

@@ -11,7 +11,6 @@ weight of every kind (``kinds.py``), and two tables where one is said to be a co
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from mlc_bridge.artifact.manifest import fingerprint
-from mlc_bridge.artifact.tensor_cache import dtype_of
 from mlc_bridge.errors import CannotExpress, ConfigError, SourceError
 from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
 from mlc_bridge.models.arch import is_quantized, parameters
@@ -27,8 +25,8 @@ from mlc_bridge.schemes import SCHEMES, Scheme, Spec
 from mlc_bridge.sources import Checkpoint, Source, detect
 from mlc_bridge.sources.activation_order import folded
 from mlc_bridge.sources.hub import resolve
-from mlc_bridge.stages.choose_scheme import AUTO, choose_scheme, form_of
-from mlc_bridge.stages.kinds import kinds
+from mlc_bridge.stages.choose_scheme import AUTO, choose_scheme, form_of, nbytes_of, widened
+from mlc_bridge.stages.kinds import kinds, nbytes
 from mlc_bridge.stages.left_out import left_out, same_values
 from mlc_bridge.stages.requantize import Requantize
 
@@ -71,8 +69,7 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of all parameters together."""
-        sizes = (dtype_of(s.dtype).itemsize * math.prod(s.shape) for s in self.specs.values())
-        return sum(sizes)
+        return sum(nbytes_of(spec) for spec in self.specs.values())
 
     @property
     def elements(self) -> int:
@@ -90,6 +87,12 @@ class Recognised(Model):
     source: Source
     left_out: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+    @property
+    def checkpoint_nbytes(self) -> int:
+        """Bytes of all tensors that are converted, as the checkpoint stores them."""
+        kept = (name for name in self.ckpt.names if name not in self.left_out)
+        return sum(nbytes(self.ckpt, name) for name in kept)
 
     def findings(self) -> tuple[str, ...]:
         """What the user should know before converting; reads data."""
@@ -135,7 +138,8 @@ def recognise(
     wish.check(found.weights)
     alike = kinds(ckpt, fmt, found.weights)
     scheme = choose_scheme(ckpt, fmt, found.weights, alike, quantization, wish)
-    model = Recognised(found.arch, found.config, scheme, ckpt, fmt, found.left_out, found.notes)
+    notes = (*found.notes, *filter(None, (widened(scheme, alike),)))
+    model = Recognised(found.arch, found.config, scheme, ckpt, fmt, found.left_out, notes)
     model.specs  # noqa: B018  raises where a shape does not fit the scheme
     return model
 

@@ -30,12 +30,16 @@ from mlc_bridge.stages.requantize import Requantize
 
 @dataclass(frozen=True)
 class LayerError:
-    """What re-quantizing cost one layer: |w - w'| at most, RMS of w - w', cosine of w and w'."""
+    """What re-quantizing cost one layer: |w - w'| at most, RMS of w - w', cosine of w and w'.
+
+    ``relative`` is that RMS in parts of the weights' own.
+    """
 
     layer: str
     max: float
     rms: float
     cosine: float
+    relative: float
 
 
 @dataclass
@@ -153,9 +157,15 @@ def _error(path: str, exact: Array, got: Array) -> LayerError:
         return float(np.sum(a * b, dtype=np.float64))
 
     gap = got - exact
-    norms = math.sqrt(dot(exact, exact) * dot(got, got))
-    cosine = dot(exact, got) / norms if norms else 1.0
-    return LayerError(path, float(np.abs(gap).max()), math.sqrt(dot(gap, gap) / gap.size), cosine)
+    own, cost = dot(exact, exact), dot(gap, gap)
+    norms = math.sqrt(own * dot(got, got))
+    return LayerError(
+        path,
+        max=float(np.abs(gap).max()),
+        rms=math.sqrt(cost / gap.size),
+        cosine=dot(exact, got) / norms if norms else 1.0,
+        relative=math.sqrt(cost / own) if own else 0.0,
+    )
 
 
 def _bias(model: Recognised, layer: str) -> Array:

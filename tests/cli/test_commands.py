@@ -217,3 +217,39 @@ def test_the_source_directory_is_never_touched(example_awq: Path, tmp_path: Path
     assert run("convert", model, "-o", tmp_path / "out").returncode == 0
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in model.iterdir()} == before
     model.chmod(0o755)
+
+
+@pytest.mark.parametrize("where", ["after the model", "before the model", "at the end"])
+def test_requantize_may_stand_alone(example_awq: Path, tmp_path: Path, where: str) -> None:
+    """Bare it means every layer, wherever it stands; what that cost is shown."""
+    out, scheme = ("-o", tmp_path / "out"), ("--quantization", "q4f16_1")
+    given = {
+        "after the model": (example_awq, "--requantize", *out, *scheme),
+        "before the model": ("--requantize", example_awq, *out, *scheme),
+        "at the end": (*out, *scheme, example_awq, "--requantize"),
+    }[where]
+    ran = run("convert", *given)
+    assert ran.returncode == 0, ran.stderr
+    shown = ran.stdout.splitlines()
+    assert "rounded into q4f16_1" in shown
+    assert "  layers         24" in shown
+    worst = shown[next(i for i, x in enumerate(shown) if x.startswith("worst layers")) + 1]
+    assert worst.startswith("model.layers.")
+
+
+def test_requantize_by_name_and_as_json(example_awq: Path, tmp_path: Path) -> None:
+    """Every rounded layer stands in the JSON; layers that were not named stay exact or refuse."""
+    wish = ("--quantization", "q0f16", "--json", "-o", tmp_path / "out")
+    names = "o_proj,model.layers.[0-9].mlp.*,qkv_proj"
+    ran = run("convert", example_awq, "--requantize", names, *wish)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert len(report["requantized"]) == 24
+    assert set(report["requantized"][0]) == {"layer", "max", "rms", "cosine", "relative"}
+    assert report["checkpoint_nbytes"] < report["nbytes"]
+    some = run("convert", example_awq, "--requantize", "o_proj", *wish)
+    assert some.returncode == 2
+    assert "qkv_proj: q0f16 cannot hold" in some.stderr
+    wrong = run("convert", example_awq, "--requantize", "head", *wish)
+    assert wrong.returncode == 2
+    assert "'head'" in wrong.stderr

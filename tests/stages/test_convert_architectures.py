@@ -81,9 +81,8 @@ def test_awq_into_float32_is_the_dequantized_model(awq, tmp_path):
 @pytest.mark.parametrize("scheme", ["q4f16_1", "q4f16_0"])
 def test_requantizing_says_what_it_costs(awq, tmp_path, scheme):
     model, _ = awq
-    report = convert_weight(ConvertJob(model, tmp_path, scheme, requantize=True))
+    job = ConvertJob(model, tmp_path, scheme, requantize=True)
+    report = convert_weight(job)
     assert {e.layer for e in report.requantized}
     assert all(0.98 < e.cosine < 1 and 0 < e.rms < e.max for e in report.requantized)
-    assert len(report.requantized) == len(
-        list(matrices(plan_weights(ConvertJob(model, "", scheme))))
-    )
+    assert len(report.requantized) == len(list(matrices(plan_weights(job))))
