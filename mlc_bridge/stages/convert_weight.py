@@ -167,7 +167,8 @@ def _agreed(name: str, array: Array, spec: Spec) -> Array:
 
 def _check_place(output: Path, plan: Recognised, nbytes: int) -> None:
     """Not into the checkpoint itself, and not onto a disk that cannot take it."""
-    refuse_overlap(output, plan.ckpt.path)
+    weights = {entry.file.parent for entry in plan.ckpt.entries.values()}
+    refuse_overlap(output, plan.ckpt.path, *weights)
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < nbytes:

@@ -25,8 +25,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 EXAMPLE = ROOT / "examples" / "models" / "stdlib-llama-7m-awq"
 TEXTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-SIBLINGS = {"q_proj": ("q_proj", "k_proj", "v_proj"), "v_proj": ("q_proj", "k_proj", "v_proj"),
-            "up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}  # fmt: skip
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 Tensors = dict[str, np.ndarray]
 Json = dict[str, Any]
 
@@ -49,7 +48,7 @@ def grown(case: Path, home: Path) -> Path:
     types = ckpt.json("quant_model_description*.json")
     tensors: Tensors = {}
     for layer in owners(ckpt, source):
-        for sibling in SIBLINGS[layer.rpartition(".")[2]]:
+        for sibling in siblings(layer.rpartition(".")[2]):
             name = f"model.layers.0.{layer.split('.')[-2]}.{sibling}"
             for part in (n for n in ckpt.names if n.startswith(f"{layer}.")):
                 tensors[name + part.removeprefix(layer)] = ckpt.tensor(part)
@@ -65,6 +64,10 @@ def grown(case: Path, home: Path) -> Path:
         known |= {k: v for k, v in types.items() if "." not in k}
         (home / "quant_model_description.json").write_text(json.dumps(known))
     return home
+
+
+def siblings(last: str) -> tuple[str, ...]:
+    return next((group for group in SIBLINGS if last in group), (last,))
 
 
 def owners(ckpt: Checkpoint, source: Any) -> tuple[str, ...]:
