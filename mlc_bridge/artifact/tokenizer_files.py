@@ -27,6 +27,7 @@ COPIED = (
     "merges.txt",
     "added_tokens.json",
     "tokenizer_config.json",
+    TEMPLATE,  # for what MLC's own form cannot say (tools); MLC ignores it
 )
 
 
@@ -42,11 +43,7 @@ class TokenizerFiles:
     @classmethod
     def read(cls, directory: Path) -> TokenizerFiles:
         """Raises ``ConfigError`` for a tokenizer that MLC's engine could not use."""
-        contents = {
-            n: (directory / n).read_bytes()
-            for n in (*COPIED, TEMPLATE)
-            if (directory / n).is_file()
-        }
+        contents = {n: (directory / n).read_bytes() for n in COPIED if (directory / n).is_file()}
         notes: list[str] = []
         if "tokenizer.json" not in contents and _has_slow_tokenizer(directory, contents):
             contents["tokenizer.json"] = _converted(directory)
@@ -63,7 +60,8 @@ class TokenizerFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(name for name in COPIED if name in self.contents)
+        """The files that MLC reads."""
+        return tuple(name for name in COPIED if name in self.contents and name != TEMPLATE)
 
     @property
     def info(self) -> dict[str, Any]:

@@ -62,13 +62,12 @@ class Turn:
         return ResponseDelta(tool_calls=[call])
 
     def _say(self, text: str) -> list[ResponseDelta]:
-        """Blanks wait: around calls they mean nothing."""
-        if not text.strip():
-            self._blank += text
-            return []
-        text, self._blank = self._blank + text, ""
-        self._said += text
-        return [ResponseDelta(content=text)]
+        """Blanks at the end wait: before a call they mean nothing."""
+        text = self._blank + text
+        kept = text.rstrip()
+        self._blank = text[len(kept) :]
+        self._said += kept
+        return [ResponseDelta(content=kept)] if kept else []
 
     def _rest(self) -> list[ResponseDelta]:
         text, self._blank = self._blank, ""

@@ -89,7 +89,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
 
 def test_a_panic_at_a_later_text_is_an_error_too() -> None:
     class Tokens:
-        def encode(self, text: str, add_special_tokens: bool) -> None:
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> None:
             raise type("PanicException", (BaseException,), {})("index out of bounds")
 
     with pytest.raises(ConfigError, match="index out of bounds"):

@@ -11,6 +11,7 @@ import pytest
 
 from mlc_bridge import GenConfigJob, gen_config
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
+from mlc_bridge.artifact.chat_template import TEMPLATE
 from mlc_bridge.artifact.inventory import INVENTORY
 from mlc_bridge.errors import ArtifactError, ConfigError, SourceError
 from mlc_bridge.models import MODELS
@@ -55,7 +56,7 @@ def test_auto_keeps_the_checkpoint_as_it_is(
     assert awq.config.conv_template.stop_token_ids == [2]
     assert awq.files == ("tokenizer.json", "tokenizer_config.json")
     assert sorted(p.name for p in (tmp_path / "awq").iterdir()) == sorted(
-        (*awq.files, CONFIG_NAME, INVENTORY)
+        (*awq.files, CONFIG_NAME, INVENTORY, TEMPLATE)
     )
 
 

@@ -59,23 +59,28 @@ class JsonCalls:
 
     def __post_init__(self) -> None:
         self._state = self._text if self.opener else self._between
-        self._wrapped = True
+        self._wrapped, self._opened, self._lead = True, not self.opener, ""
 
     def push(self, text: str) -> list[Piece]:
         self._held += text
         pieces: list[Piece] = []
         while self._state(pieces):
             pass
-        return pieces
+        return [piece for piece in pieces if piece != ""]
 
     def finish(self) -> list[Piece]:
         pieces = self.push("")
         held, self._held = self._held, ""
-        if self._state == self._object:
-            pieces.append(self.opener + held)  # a call that was cut off is shown as it stands
-        elif self._state == self._text and held:
-            pieces.append(held)
-        return pieces
+        if self._state == self._object:  # a call that was cut off is shown as it stands
+            pieces.append(self._mark() + self._lead + held)
+        elif self._state == self._text or (self._state == self._between and self._opened):
+            pieces.append(self._mark() + held)
+        return [piece for piece in pieces if piece != ""]
+
+    def _mark(self) -> str:
+        """The opener, where nothing came of it."""
+        opened, self._opened = self._opened, False
+        return self.opener if opened else ""
 
     # Each state takes from what is held and says whether to go on at once.
 
@@ -88,18 +93,19 @@ class JsonCalls:
         if at < 0:
             return False
         self._held = self._held[len(self.opener) :]
-        self._state = self._between
+        self._state, self._opened = self._between, True
         return True
 
     def _between(self, pieces: list[Piece]) -> bool:
         held = self._held.lstrip()
-        marks = (*self.marks, self.opener) if self.opener else self.marks
+        marks = (self.opener, *self.marks) if self.opener else self.marks
+        if any(m.startswith(held) and m != held for m in marks):  # a mark that is not whole, or ""
+            return False
         if mark := next((m for m in marks if held.startswith(m)), None):
             self._held = held[len(mark) :]
             return True
-        if any(m.startswith(held) for m in marks):  # nothing yet, or a mark that is not whole
-            return False
         if held.startswith("{"):
+            self._lead = self._held[: len(self._held) - len(held)]
             self._held, self._state = held, self._object
             self._braces, self._seen, self._wrapped = Braces(), 0, True
             return True
@@ -108,7 +114,15 @@ class JsonCalls:
             return True
         if self.named and len(held) < 256 and re.fullmatch(r"[\w.\-\[\]]*\s*", held):
             return False
-        self._state = self._text if self.opener else self._rest
+        self._held = self._mark() + self._held
+        self._state = self._after_mark if self.opener else self._rest
+        return True
+
+    def _after_mark(self, pieces: list[Piece]) -> bool:
+        """Text that begins with an opener of nothing."""
+        cut = len(self.opener) if self._held.startswith(self.opener) else 0
+        pieces.append(self._held[:cut])
+        self._held, self._state = self._held[cut:], self._text
         return True
 
     def _object(self, pieces: list[Piece]) -> bool:
@@ -122,7 +136,11 @@ class JsonCalls:
             return False
         whole = self._held[: self._seen + end]
         self._held, self._state = self._held[len(whole) :], self._between
-        pieces += _call(whole) or [self.opener + whole]
+        if call := _call(whole):
+            pieces += call
+            self._opened = False
+        else:
+            pieces.append(self._mark() + self._lead + whole)
         return True
 
     def _arguments(self, pieces: list[Piece]) -> bool:
@@ -149,6 +167,7 @@ class JsonCalls:
 
     def _begin(self, pieces: list[Piece], name: str, rest: str, *, wrapped: bool) -> None:
         pieces.append(Begin(name))
+        self._opened = False
         self._held, self._state, self._wrapped = rest, self._arguments, wrapped
         self._braces = Braces()
 
