@@ -115,6 +115,17 @@ def concat(parts: Sequence[QTensor]) -> QTensor:
     )
 
 
+def share_input_scale(parts: Sequence[QTensor]) -> list[QTensor]:
+    """The layers with one static activation scale: the largest; None where a layer has none.
+
+    Layers to be fused read the same input, so a tool that measures them apart measures one thing.
+    """
+    scales = [p.input_scale for p in parts]
+    known = [s.max() for s in scales if s is not None]
+    widest = np.array(max(known), np.float32) if len(known) == len(scales) else None
+    return [replace(p, input_scale=widest) for p in parts]
+
+
 def constant_zero(value: int, grid: tuple[int, int], packing: Packing) -> PackedArray:
     """The zero of a symmetric format: ``value`` for every block of ``grid``."""
     return pack(np.full(grid, value, np.uint8), packing)

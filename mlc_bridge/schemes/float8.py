@@ -13,9 +13,11 @@ Rounding is to nearest, ties to even, and saturates at ``largest`` (a float8 NaN
 spoil a whole row). Every value is a float16 and a float32 exactly.
 
 Device expressions use integer and float32 arithmetic, exact on every target (CUDA decodes with its
-own instruction). TVM's LLVM lowering of float8 casts is not used: it drops the implicit one of
-results below the smallest normal (0.0079 becomes 0, not 2^-7). MLC's converter runs those casts
-when it quantizes on a CPU; ``round_like_mlc`` gives its bytes.
+own instruction) and in every floating-point mode: in a process that has loaded a library built with
+fast-math denormals are flushed to zero, so none may come up on the way, although the bits of small
+codes look like one at the top of a float. TVM's LLVM lowering of float8 casts is not used: it drops
+the implicit one of results below the smallest normal (0.0079 becomes 0, not 2^-7). MLC's converter
+runs those casts when it quantizes on a CPU; ``round_like_mlc`` gives its bytes.
 """
 
 from __future__ import annotations
@@ -85,8 +87,9 @@ class Float8:
     def value(self, code: Expr, dtype: str) -> Expr:
         """Device: a stored float8 as ``dtype``; NaN and infinity codes are not expected.
 
-        The code's exponent and mantissa go to the top of a float32; 2^(127 - bias) moves the bias,
-        subnormals included. CUDA has an instruction for it.
+        The bits of |code| under float32's bias are f = 2^(e - bias) (1 + m / 2^mantissa), the value
+        where e > 0. Below, where e = 0, the value is 2 f - 2^(1 - bias), and just there that is the
+        smaller of the two. CUDA has an instruction for it.
         """
         from tvm import tirx
 
@@ -94,8 +97,10 @@ class Float8:
             return code.astype(dtype)
         byte = tirx.reinterpret("uint8", code).astype("uint32")
         size = (byte & _u32(0x7F)) << _u32(23 - self.mantissa)
-        bits = ((byte & _u32(0x80)) << _u32(24)) | size
-        exact = tirx.reinterpret("float32", bits) * _f32(2.0 ** (127 - self.bias))
+        normal = tirx.reinterpret("float32", size + _u32((127 - self.bias) << 23))
+        size = tirx.min(normal, normal * _f32(2.0) - _f32(2.0 ** (1 - self.bias)))
+        sign = (byte & _u32(0x80)) << _u32(24)
+        exact = tirx.reinterpret("float32", tirx.reinterpret("uint32", size) | sign)
         return exact if dtype == "float32" else exact.astype(dtype)
 
 

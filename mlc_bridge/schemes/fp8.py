@@ -15,8 +15,9 @@ Rows: ``e4m3_e4m3_f16``; ``e4m3_e4m3_f16_max_calibrate``, the same weights witho
 scale, whose graph keeps x in float16 and shows it to an observer; ``e5m2_e5m2_f16``, whose range is
 wide enough to have no scales at all. Embedding and head stay float16.
 
-A fused layer has one scale. Layers that a checkpoint brings with scales of their own are brought
-to the largest one by ``align``, which says what that cost. Codes are multiplied as float8 values in
+A fused layer has one scale. Layers that a checkpoint brings with scales of their own are another
+scheme's (``fp8_row.py``); who asks for re-quantizing gets them brought to the largest scale by
+``align``, which says what that cost. Codes are multiplied as float8 values in
 float16 (each is one exactly) and summed in float32, scales come after the sum: the arithmetic of a
 float8 tensor core, on any target (CUDA keeps x8 in one byte from sm_89 on). MLC divides x by
 a float16 copy of the scale, which is zero for layers whose inputs stay below 1e-5; here the
@@ -33,7 +34,7 @@ import numpy as np
 
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray
-from mlc_bridge.qtensor import QTensor
+from mlc_bridge.qtensor import QTensor, share_input_scale
 from mlc_bridge.schemes.fit import misfit
 from mlc_bridge.schemes.float8 import E4M3, E5M2, Float8, on_cuda
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul
@@ -85,9 +86,8 @@ class PerTensor:
         ours = all(p.scale.size == 1 and p.kind == self.float8.name for p in parts)
         if not ours or not self.scaled:
             return list(parts), ()
-        scale = max(np.float32(p.scale.max()) for p in parts)
-        activation = _widest([p.input_scale for p in parts])
-        moved = [replace(self._rescaled(p, scale), input_scale=activation) for p in parts]
+        scale = max((np.float32(p.scale.max()) for p in parts), key=abs)
+        moved = [self._rescaled(p, scale) for p in share_input_scale(parts)]
         if all(np.float32(p.scale.max()) == scale for p in parts):
             return moved, ()
         worst = max(
@@ -95,7 +95,7 @@ class PerTensor:
         )
         whole = max(_largest(p.dequantize()) for p in parts)
         scales = ", ".join(f"{float(p.scale.max()):.4g}" for p in parts)
-        cost = f"weights move by up to {worst:.3g} ({worst / whole:.2%} of the largest)"
+        cost = f"weights move by up to {worst:.3g} ({worst / (whole or 1):.2%} of the largest)"
         return moved, (f"{layer}: scales {scales} brought to the largest; {cost}",)
 
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
@@ -184,13 +184,6 @@ class PerTensor:
             return self.float8.value(weight[i, j], self.model_dtype)
 
         return te.compute(weight.shape, value, name="dequantize")
-
-
-def _widest(scales: Sequence[Array | None]) -> Array | None:
-    """The largest activation scale; None where a part has none."""
-    if any(s is None for s in scales):
-        return None
-    return np.array(max(s.max() for s in scales if s is not None), np.float32)
 
 
 def _largest(w: Array) -> float:

@@ -19,7 +19,7 @@ symmetric and without zeros, is ``q8f16_1`` in ``group_quant.py``.) A float chec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import PLAIN, Array, PackedArray
-from mlc_bridge.qtensor import QTensor
+from mlc_bridge.qtensor import QTensor, share_input_scale
 from mlc_bridge.schemes.fit import misfit
 from mlc_bridge.schemes.group_rounding import round_groups
 from mlc_bridge.schemes.matmul import Dequantize, dequantized_matmul, dequantized_rows
@@ -66,6 +66,10 @@ class Int8:
         codes, scale = round_groups(w, g, 8, self.model_dtype, wide=True)
         zero = PackedArray(np.full(scale.shape, 127, np.uint8), PLAIN, scale.shape)
         return QTensor(PackedArray(codes, PLAIN, codes.shape), scale, zero, (1, g))
+
+    def align(self, parts: Sequence[QTensor], layer: str) -> tuple[list[QTensor], tuple[str, ...]]:
+        """Layers to be fused; nothing moves, and what static activation scales say is left out."""
+        return share_input_scale(parts), ()
 
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
         """Exact, or CannotExpress; a static activation scale is left out, see the module."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from flush import denormals_flushed, needs_x86
 from tvm import relax
 from tvm.ir.transform import Sequential
 
@@ -55,6 +56,18 @@ def test_softmax_with_temperature(vm: relax.VirtualMachine) -> None:
     expected[:, :ACTIVE] = z / z.sum(axis=1, keepdims=True)
     assert expected[2, 11] == 0.5
     np.testing.assert_allclose(got.numpy()[:, 0], expected, rtol=1e-5, atol=1e-7)
+
+
+@needs_x86
+def test_softmax_where_denormals_are_flushed(vm: relax.VirtualMachine) -> None:
+    x, temperature = tensor(logits(3)[:, None], "float32"), tensor([1.0, 0.3, 0.0], "float32")
+    usual = vm["softmax_with_temperature"](x, temperature).numpy()
+    assert ((usual > 0) & (usual < 1e-30)).any()
+    with denormals_flushed():
+        flushed = vm["softmax_with_temperature"](x, temperature).numpy()
+    normal = usual > 1.2e-38
+    assert np.array_equal(usual[normal], flushed[normal])
+    assert flushed[~normal].max() < 1.2e-38
 
 
 def test_logit_bias(vm: relax.VirtualMachine) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from built import Build, Built, Checkpoints
+from flush import denormals_flushed, needs_x86
 from tiny import MODELS, WINDOW
 
 TOKENS = 4 * WINDOW
@@ -44,6 +45,16 @@ def test_quantized(name: str, scheme: str, built: Build, checkpoints: Checkpoint
     close(np.concatenate([begin, *steps]), expected, scheme)
 
 
+@pytest.mark.parametrize("name", ["mixtral"], indirect=True)
+def test_float8_rows(name: str, built: Build, checkpoints: Checkpoints) -> None:
+    """Attention and experts; weights are not rounded again, so only activations are."""
+    without = ("prefill", "batch_prefill", "batch_decode")
+    model = built(checkpoints(name), "fp8_e4m3fn_f16_row_scale", without)
+    ids = model.tokens(TOKENS)
+    got = model.lib.all_logits(model.lib.cache(), ids)
+    close(got, model.expected(ids), "fp8_e4m3fn_f16_row_scale")
+
+
 @pytest.fixture(scope="module")
 def model(name: str, built: Build, checkpoints: Checkpoints) -> Built:
     return built(checkpoints(name), "q0f32")
@@ -73,6 +84,23 @@ def test_batch_is_its_sequences(model: Built) -> None:
     for step in range(3):
         batch = lib.batch_decode(kv, [ids[n + step] for n in cuts])
         close(batch, expected[[n + step for n in cuts]], "q0f32")
+
+
+@needs_x86
+def test_flushed_denormals_change_no_bit(model: Built) -> None:
+    """In a process that has loaded a fast-math library, as MLC LLM's engine is one."""
+    lib, ids = model.lib, model.tokens(TOKENS)
+
+    def run() -> list[np.ndarray]:
+        one, two = lib.cache(), lib.cache(2)
+        outputs = [lib.all_logits(one, ids[:30]), *(lib.decode(one, t) for t in ids[30:33])]
+        outputs += [lib.batch_prefill(two, [ids[:9], ids[:20]]), lib.batch_decode(two, ids[:2])]
+        return [*outputs, lib.prefill(lib.cache(), ids)]
+
+    usual = run()
+    with denormals_flushed():
+        flushed = run()
+    assert all(np.array_equal(a, b) for a, b in zip(usual, flushed, strict=True))
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "phi3"], indirect=True)

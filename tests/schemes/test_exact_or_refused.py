@@ -137,8 +137,13 @@ TAKERS = {
     "uint3": {"q3f16_0", "q3f16_1", "q8f16_1_gk", "q0f32"},
     "uint4": {"q4f16_1", "q4f16_autoawq_g32", "q4bf16_0", "q8f16_1_g32", "q0f32"},
     "uint8": {"q8f16_1", "q8f16_1_gk", "q8f16_1_g128", "q0f32"},
-    "float8_e4m3fn": {"e4m3_e4m3_f16", "e4m3_e4m3_f16_max_calibrate", "q0f32"},
-    "float8_e5m2": {"e5m2_e5m2_f16", "q0f32"},
+    "float8_e4m3fn": {
+        "e4m3_e4m3_f16",
+        "fp8_e4m3fn_f16_row_scale",
+        "fp8_e4m3fn_bf16_row_scale",
+        "q0f32",
+    },
+    "float8_e5m2": {"e5m2_e5m2_f16", "fp8_e5m2_f16_row_scale", "q0f32"},
 }
 
 

@@ -17,7 +17,7 @@ from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.errors import CannotExpress
 from mlc_bridge.packing import AWQ, PLAIN, PackedArray, pack
 from mlc_bridge.qtensor import QTensor, concat
-from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.schemes import SCHEMES, fp8_row
 from mlc_bridge.schemes.float8 import E4M3, E5M2
 from mlc_bridge.sources import Checkpoint, detect
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
@@ -27,6 +27,7 @@ MODEL = ROOT / "examples" / "models" / "stdlib-llama-7m"
 GOLDEN = ROOT / "tests" / "golden"
 FORMATS = [E4M3, E5M2]
 BLOCK = "fp8_e4m3fn_bf16_block_scale"
+ROWS = [row.name for row in fp8_row.ROWS]
 FAMILY = ["e4m3_e4m3_f16", "e4m3_e4m3_f16_max_calibrate", "e5m2_e5m2_f16"]
 ALL_FLOAT16 = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 N, K = 96, 256
@@ -147,7 +148,7 @@ def test_every_byte_is_mlc_llms(tmp_path, name):
             assert stored_md5(cache.array(param)) == wanted["md5"], param
 
 
-@pytest.mark.parametrize("name", [*FAMILY, BLOCK])
+@pytest.mark.parametrize("name", [*FAMILY, BLOCK, *ROWS])
 def test_declared_and_encoded_parameters_agree(name):
     scheme = SCHEMES[name]
     encoded = scheme.encode(scheme.quantize(weight()))
@@ -155,7 +156,7 @@ def test_declared_and_encoded_parameters_agree(name):
         k: (v.shape, v.dtype) for k, v in scheme.params(N, K).items()
     }
     back = scheme.decode(encoded)
-    step = 2.0 ** -(3 if scheme.name.endswith("block_scale") or "e4m3" in name else 2)
+    step = 2.0 ** -(3 if "e4m3" in name else 2)
     limit = np.abs(weight().astype(np.float32)) * step / 2 + 2e-4
     assert np.all(np.abs(back.dequantize() - weight().astype(np.float32)) <= limit)
 
@@ -238,12 +239,53 @@ def test_float8_checkpoints_land_as_they_are(case, name):
             assert np.isfinite(encoded["q_calibration_scale"]).all()
 
 
-def test_dynamic_channel_scales_are_refused():
-    ckpt = Checkpoint.open(GOLDEN / "sources/compressed-tensors/float-fp8-dynamic-channel")
+CHANNELS = "compressed-tensors/float-fp8-dynamic-channel"
+ROW_CASES = [CHANNELS, "compressed-tensors/float-fp8-static-tensor", "hf-fp8/per-tensor-static"]
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3fn_f16_row_scale", "fp8_e4m3fn_bf16_row_scale"])
+@pytest.mark.parametrize("case", ROW_CASES)
+def test_rows_hold_channel_and_tensor_scales(case, name):
+    ckpt = Checkpoint.open(GOLDEN / "sources" / case)
+    source, scheme = detect(ckpt), SCHEMES[name]
+    for layer in source.layers(ckpt):
+        q = source.read(ckpt, layer)
+        encoded = scheme.encode(q, layer)
+        stored = ckpt.tensor(f"{layer}.weight")
+        assert np.array_equal(encoded["q_weight"].view(np.uint8), stored.view(np.uint8))
+        assert np.array_equal(scheme.decode(encoded).dequantize(), q.dequantize())
+
+
+def test_one_scale_refuses_channels():
+    ckpt = Checkpoint.open(GOLDEN / "sources" / CHANNELS)
     source = detect(ckpt)
     layer = source.layers(ckpt)[0]
     with pytest.raises(CannotExpress, match="different scales"):
         SCHEMES["e4m3_e4m3_f16"].encode(source.read(ckpt, layer), layer)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float8_e8m0fnu"])
+def test_fused_tensors_keep_their_scales_in_rows(dtype):
+    """q, k and v with scales and activation scales of their own: no weight moves."""
+    scheme = SCHEMES["fp8_e4m3fn_f16_row_scale"]
+    given = [(0.01, 0.5, 64), (0.02, 0.7, 32), (0.005, None, 32)]
+    parts = [float8_tensor(s, x, seed, rows) for seed, (s, x, rows) in enumerate(given)]
+    parts = [replace(p, scale=p.scale.astype(getattr(ml_dtypes, dtype, dtype))) for p in parts]
+    aligned, moved = scheme.align(parts, "qkv_proj")
+    encoded = scheme.encode(concat(aligned), "qkv_proj")
+    exact = np.concatenate([p.dequantize() for p in parts])
+    assert moved == ()
+    assert np.array_equal(scheme.decode(encoded).dequantize(), exact)
+    assert len(np.unique(encoded["q_scale"])) == 3
+
+
+def test_rows_refuse_scales_that_change_along_a_row():
+    scheme, q = SCHEMES["fp8_e4m3fn_f16_row_scale"], SCHEMES[BLOCK].quantize(weight())
+    with pytest.raises(CannotExpress, match="change along a row"):
+        scheme.encode(q, "layer")
+    narrow = SCHEMES[BLOCK].quantize(weight(200, 128))  # one block along k is a scale a row
+    encoded = scheme.encode(narrow)
+    assert np.array_equal(scheme.decode(encoded).dequantize(), narrow.dequantize())
 
 
 def test_fused_layers_take_the_largest_scale_and_say_what_it_costs():

@@ -71,15 +71,16 @@ def dense(
     static: bool = False,
     epilogue: str = "none",
     out_dtype: str | None = None,
+    stored: str | None = None,
 ) -> Layer:
-    """`x @ W^T` (or `x @ W`) with a float32 sum."""
+    """`x @ W^T` (or `x @ W`) with a float32 sum; W is `stored` in another type and widened."""
     rng = np.random.default_rng(m * n + k)
-    x, w = _floats(rng, (1, m, k), dtype), _floats(rng, (n, k) if nk else (k, n), dtype)
-    place = te.placeholder(_int64(w.shape), dtype, "w")
+    x, w = _floats(rng, (1, m, k), dtype), _floats(rng, (n, k) if nk else (k, n), stored or dtype)
+    place = te.placeholder(_int64(w.shape), stored or dtype, "w")
     matrix = w.astype(np.float64)
     return _layer(
         m, n, k, dtype, out_dtype or dtype, static, epilogue, rng, x, [w], [place],
-        lambda j, i: place[j, i] if nk else place[i, j],
+        lambda j, i: (place[j, i] if nk else place[i, j]).astype(dtype),
         matrix if nk else matrix.T,
     )  # fmt: skip
 

@@ -133,6 +133,23 @@ def test_float8_sides(arch: str, dtype: str, rows: int, folder: Path) -> None:
     assert error(layer, rows, folder, arch) < 1e-6
 
 
+@pytest.mark.parametrize("rows", [3, 100])
+@pytest.mark.parametrize(
+    ("arch", "dtype", "stored"),
+    [
+        ("sm_80", "float16", "float8_e4m3fn"),
+        ("sm_80", "bfloat16", "float8_e5m2"),
+        ("sm_90a", "bfloat16", "float8_e4m3fn"),
+    ],
+)
+def test_float8_codes_under_half_inputs(
+    arch: str, dtype: str, stored: str, rows: int, folder: Path
+) -> None:
+    """Scales by row come after the sum, so codes are multiplied as they are, which is exact."""
+    layer = dense(rows, 72, 256, dtype, epilogue="bias", out_dtype="float32", stored=stored)
+    assert error(layer, rows, folder, arch) < 1e-6
+
+
 @pytest.mark.parametrize("rows", [3, 40])
 @pytest.mark.parametrize("weight", ["awq", "dense"])
 def test_input_that_is_computed_on_the_way(weight: str, rows: int, folder: Path) -> None:

@@ -21,6 +21,7 @@ LAYERS = {
     "dense": dense(4, 4096, 4096, "bfloat16", epilogue="bias"),
     "group": group4(4, 4096, 4096),
     "float8": dense(4, 4096, 4096, "float8_e4m3fn", out_dtype="float16"),
+    "float8_rows": dense(4, 4096, 4096, "bfloat16", epilogue="bias", stored="float8_e4m3fn"),
 }
 LAUNCH = r"__launch_bounds__\((\d+)\) (\w+)"
 
@@ -29,10 +30,10 @@ LAUNCH = r"__launch_bounds__\((\d+)\) (\w+)"
 @pytest.mark.parametrize(
     ("arch", "layers"),
     [
-        ("sm_80", ["awq", "awq_one_row", "group"]),
+        ("sm_80", ["awq", "awq_one_row", "group", "float8_rows"]),
         ("sm_86", ["awq"]),
         ("sm_89", ["awq", "float8"]),
-        ("sm_90a", ["awq", "awq_one_row", "dense", "float8"]),
+        ("sm_90a", ["awq", "awq_one_row", "dense", "float8", "float8_rows"]),
     ],
 )
 def test_no_spills(arch: str, layers: list[str], tmp_path: Path) -> None:
