@@ -1,15 +1,6 @@
 """Weights on disk as MLC keeps them: ``params_shard_<i>.bin`` and the index ``tensor-cache.json``.
 
-Index (TVM's tensor cache; older runtimes call the same file ``ndarray-cache.json``)::
-
-    {"metadata": {...},                           free-form, no runtime reads it
-     "records": [{"dataPath": "params_shard_0.bin", "format": "raw-shard", "nbytes", "md5sum",
-                  "records": [{"name", "shape", "dtype", "format", "nbytes", "byteOffset"}, ...]}]}
-
-Tensors lie in C order, little endian, without padding. Record format: ``f32-to-bf16`` is the word
-that MLC's converter writes on every record; it changes float32 tensors only (stored as their
-bfloat16 rounding). We store float32 exactly, as ``raw``, which every loader of this format
-accepts.
+The index is in ``tensor_index.py``.
 
 Shard rule (TVM's): tensors fill a shard of 32 MiB; one that would reach the cap starts a new
 shard, and one of half the cap or more gets a shard of its own *before* the one being filled, so
@@ -36,11 +27,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
 from mlc_bridge.artifact.interrupts import HeldInterrupts
-from mlc_bridge.artifact.inventory import INDEX, OLDER_INDEX
+from mlc_bridge.artifact.inventory import INDEX, OLDER_INDEX, Inventory
+from mlc_bridge.artifact.tensor_index import AGAIN, Record, checked, dtype_of, parse
 from mlc_bridge.artifact.workspace import WEIGHTS_WORK, Workspace, told
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
@@ -49,33 +40,6 @@ WRITTEN = ("params_shard_*.bin", INDEX, OLDER_INDEX, "tensor-cache-b16.json")
 """What weights are written to, now or by older versions and tools."""
 SHARD_CAP = 32 << 20
 _SLAB = 4 << 20
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    """numpy dtype of an MLC dtype name (bfloat16 and the float8 family through ml_dtypes)."""
-    return np.dtype(getattr(ml_dtypes, name, name))
-
-
-@dataclass(frozen=True)
-class Record:
-    """Where one tensor lies: ``nbytes`` at ``offset`` of ``shard``."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    format: str
-    nbytes: int
-    offset: int
-    shard: str
-
-    @property
-    def narrowed(self) -> bool:
-        """float32 stored as its bfloat16 rounding."""
-        return self.dtype == "float32" and self.format == "f32-to-bf16"
-
-    @property
-    def itemsize(self) -> int:
-        return 2 if self.narrowed else dtype_of(self.dtype).itemsize
 
 
 class ShardWriter:
@@ -206,7 +170,7 @@ class ShardWriter:
                 "dataPath": path.name,
                 "format": "raw-shard",
                 "nbytes": nbytes,
-                "records": [_as_json(record) for record in records],
+                "records": [record.as_json() for record in records],
             }
         )
 
@@ -224,12 +188,23 @@ class ShardWriter:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """How many of ``shards`` files have every byte compared with a digest of which kind."""
+
+    shards: int
+    digests: int
+    md5: int
+
+
+@dataclass(frozen=True)
 class TensorCache:
-    """A verified index; ``array`` maps tensors on demand."""
+    """An index that agrees with itself and its files; ``array`` maps tensors on demand."""
 
     directory: Path
     metadata: Mapping[str, Any]
     records: Mapping[str, Record]
+    shards: Mapping[str, str | None]
+    """File name -> its md5 sum, where the index has one."""
 
     def array(self, name: str) -> Array:
         """The tensor as a read-only view of its shard; float32 stored as bfloat16 is expanded."""
@@ -245,89 +220,43 @@ class TensorCache:
         array = raw.view(dtype).view(np.ndarray).reshape(record.shape)
         return (array.astype(np.uint32) << 16).view(np.float32) if record.narrowed else array
 
+    def prove(self, *, md5: bool) -> Proof:
+        """Compare every byte with the digests there are, and with the md5 sums if ``md5``.
+
+        Raises ArtifactError naming the first file that differs.
+        """
+        listed = Inventory.read(self.directory) or Inventory()
+        summed = [name for name, known in self.shards.items() if md5 and known]
+        for name in summed:
+            if _md5(self.directory / name) != self.shards[name]:
+                raise ArtifactError(
+                    "damaged weights: the md5 sum differs from the index",
+                    where=self.directory / name,
+                    todo=AGAIN,
+                )
+        digests = sum(listed.check(self.directory, name) for name in self.shards)
+        return Proof(len(self.shards), digests, len(summed))
+
 
 def read_index(directory: str | Path, *, md5: bool = False) -> TensorCache:
-    """Read and verify the index of a model directory: files, lengths, offsets, shapes; md5 on wish.
+    """Read the index of a model directory: files, lengths, offsets and shapes must agree, and the
+    index must be the one that was written, where that is known.
 
-    Raises ArtifactError naming the file or tensor.
+    ``md5``: also every byte of the weights, see ``TensorCache.prove``. Raises ArtifactError naming
+    the file or tensor.
     """
     directory = Path(directory)
     path = directory / INDEX
     if not path.exists() and (directory / OLDER_INDEX).exists():
         path = directory / OLDER_INDEX
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        shards = [(dict(shard), _records(shard)) for shard in index["records"]]
-    except FileNotFoundError:
-        raise ArtifactError(
-            "no weights here", where=directory, expected=INDEX, todo="Run mlc-bridge convert first"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise ArtifactError("the index cannot be read", where=path, found=repr(problem)) from None
-    records: dict[str, Record] = {}
-    for shard, inside in shards:
-        _check_shard(directory, shard, inside, md5)
-        for record in inside:
-            if record.name in records:
-                raise ArtifactError("the index lists a parameter twice", where=record.name)
-            records[record.name] = record
-    return TensorCache(directory, index.get("metadata") or {}, records)
-
-
-def _records(shard: Mapping[str, Any]) -> list[Record]:
-    return [
-        Record(
-            str(r["name"]),
-            tuple(int(d) for d in r["shape"]),
-            str(r["dtype"]),
-            str(r["format"]),
-            int(r["nbytes"]),
-            int(r["byteOffset"]),
-            str(shard["dataPath"]),
-        )
-        for r in shard["records"]
-    ]
-
-
-def _check_shard(directory: Path, shard: dict[str, Any], records: list[Record], md5: bool) -> None:
-    name = str(shard["dataPath"])
-    path = directory / name
-    if Path(name).name != name or shard.get("format") != "raw-shard":
-        raise ArtifactError("the index names a shard that is no plain file here", where=name)
-    found = path.stat().st_size if path.is_file() else "no such file"
-    if found != shard.get("nbytes"):
-        raise ArtifactError(
-            "damaged weights",
-            where=path,
-            found=found,
-            expected=f"{shard.get('nbytes')} bytes",
-            todo="Convert or download the model again",
-        )
-    for record in records:
-        _check_record(record, int(shard["nbytes"]))
-    if md5 and shard.get("md5sum") and _md5(path) != shard["md5sum"]:
-        raise ArtifactError("damaged weights: the md5 sum differs from the index", where=path)
-
-
-def _check_record(record: Record, shard_bytes: int) -> None:
-    try:
-        wanted = int(np.prod(record.shape, dtype=np.int64)) * record.itemsize
-    except TypeError:
-        raise ArtifactError("unknown dtype", where=record.name, found=record.dtype) from None
-    if record.nbytes != wanted or min(record.shape, default=0) < 0:
-        raise ArtifactError(
-            f"the index gives shape {list(record.shape)} {record.dtype} ({record.format})",
-            where=record.name,
-            found=f"{record.nbytes} bytes",
-            expected=f"{wanted}",
-        )
-    if record.offset < 0 or record.offset + record.nbytes > shard_bytes:
-        raise ArtifactError(
-            "the index places the tensor outside its shard",
-            where=record.name,
-            found=f"bytes {record.offset} to {record.offset + record.nbytes}",
-            expected=f"within {shard_bytes} bytes of {record.shard}",
-        )
+    index = parse(path)
+    records = checked(directory, index)
+    (Inventory.read(directory) or Inventory()).check(directory, path.name)
+    shards = {shard.dataPath: shard.md5sum for shard in index.shards}
+    cache = TensorCache(directory, index.free_form, records, shards)
+    if md5:
+        cache.prove(md5=True)
+    return cache
 
 
 def _shard_name(number: int) -> str:
@@ -337,17 +266,6 @@ def _shard_name(number: int) -> str:
 def _moved(record: Record, offset: int | None = None, shard: str | None = None) -> Record:
     place = (record.offset if offset is None else offset, record.shard if shard is None else shard)
     return Record(record.name, record.shape, record.dtype, record.format, record.nbytes, *place)
-
-
-def _as_json(record: Record) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "shape": list(record.shape),
-        "dtype": record.dtype,
-        "format": record.format,
-        "nbytes": record.nbytes,
-        "byteOffset": record.offset,
-    }
 
 
 def _write(file: BinaryIO, array: Array) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import signal
 import threading
 
@@ -242,6 +243,17 @@ def edited(tmp_path, edit):
         (lambda s: s["records"][0].update(dtype="complex3"), "unknown dtype"),
         (lambda s: s["records"][-1].update(byteOffset=1 << 20), "outside its shard"),
         (lambda s: s["records"][-1].update(byteOffset=-4), "outside its shard"),
+        (lambda s: s["records"].pop(), "leaves bytes of a shard to no tensor"),
+        (lambda s: s["records"].pop(0), "layer.1.uint32: .*a gap before.*byte 30, expected 0"),
+        (lambda s: s["records"][1].update(byteOffset=29), "an overlap with"),
+        (lambda s: shifted(s["records"], -2), "outside its shard"),
+        (lambda s: shifted(s["records"], 2), "a gap before"),
+        (lambda s: s["records"][0].update(dtype="datetime64"), "unknown dtype"),
+        (lambda s: s["records"][0].update(format="f32-to-f16"), "records.0.records.0.format"),
+        (lambda s: s["records"][0].update(nbytes="30"), "records.0.records.0.nbytes"),
+        (lambda s: s["records"][0].update(shape=[1e400]), "records.0.records.0.shape.0"),
+        (lambda s: s.update(dataPath="x" * 5000), "no such file"),
+        (lambda s: s.update(dataPath="a\0b"), "no plain file"),
         (lambda s: s["records"].append(s["records"][0]), "twice"),
         (lambda s: s["records"][0].pop("byteOffset"), "cannot be read"),
         (lambda s: s.update(records=7), "cannot be read"),
@@ -251,6 +263,66 @@ def test_a_damaged_index_is_named(tmp_path, edit, said):
     edited(tmp_path, edit)
     with pytest.raises(ArtifactError, match=said):
         read_index(tmp_path)
+
+
+def shifted(records, by):
+    for record in records:
+        record["byteOffset"] += by
+
+
+def leaves(value, path=()):
+    """Every number, text and list of a JSON value, as the way to it."""
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[key], (*path, key))
+
+
+def mutated(index, rng):
+    """One value of the index changed, dropped, doubled or exchanged with another."""
+    way = rng.choice([path for path in leaves(index) if path[0] == "records"])
+    place = index
+    for key in way[:-1]:
+        place = place[key]
+    old, key = place[way[-1]], way[-1]
+    small = rng.choice((-8, -2, -1, 1, 2, 8, 1 << 40))
+    new = rng.choice((old + small if isinstance(old, int) else [old], None, -1, 1.5, "x", [], {}))
+    match rng.randrange(4):
+        case 0:
+            del place[key]
+        case 1 if isinstance(place, list):
+            place.insert(rng.randrange(len(place) + 1), old)
+        case 2 if isinstance(place, list):
+            rng.shuffle(place)
+        case _:
+            place[key] = new
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_changed_index_is_refused_or_gives_the_same_weights(tmp_path, monkeypatch, listed):
+    """A thousand of each: with our list any change, without it any that lengths can show."""
+    monkeypatch.setattr(tensor_cache, "SHARD_CAP", 64)
+    text = json.dumps(write(tmp_path, tensors()))
+    whole = read_index(tmp_path)
+    before = {name: whole.array(name).tobytes() for name in whole.records}
+    if not listed:
+        (tmp_path / INVENTORY).unlink()
+    rng, refused = random.Random(11), 0
+    for number in range(1000):
+        index = json.loads(text)
+        mutated(index, rng)
+        (tmp_path / INDEX).write_text(json.dumps(index))
+        try:
+            found = read_index(tmp_path)
+        except ArtifactError:
+            refused += 1
+            continue
+        assert not listed or index == json.loads(text), number
+        for name, data in before.items():  # a parameter of another name is missed by the lib
+            if name in found.records and found.records[name].dtype == whole.records[name].dtype:
+                assert found.array(name).tobytes() == data, (number, name)
+    assert refused > 600
 
 
 def test_a_short_or_changed_shard_is_named(tmp_path):
