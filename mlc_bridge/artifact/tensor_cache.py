@@ -9,9 +9,9 @@ shard numbers do not follow the order of names.
 A directory with an index is complete, whatever happened to the run that wrote it: see
 ``workspace.py``.
 
-md5 sums, which no runtime reads, are on wish: at 0.8 GB/s a core they cost more than all the rest.
-They run on threads over finished shards, whose bytes are still in the page cache, so that memory
-stays at what the caller holds.
+Digests (XXH3, see ``inventory.py``) are taken while writing. md5 sums, which no runtime reads, are
+on wish: at 0.8 GB/s a core they cost more than all the rest. They run on threads over finished
+shards, whose bytes are still in the page cache, so that memory stays at what the caller holds.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+import xxhash
 
 from mlc_bridge.artifact.interrupts import HeldInterrupts
-from mlc_bridge.artifact.inventory import INDEX, OLDER_INDEX, Inventory
+from mlc_bridge.artifact.inventory import INDEX, INVENTORY, OLDER_INDEX, Entry, Inventory
+from mlc_bridge.artifact.journal import JOURNAL, Journal
 from mlc_bridge.artifact.tensor_index import AGAIN, Record, checked, dtype_of, parse
 from mlc_bridge.artifact.workspace import WEIGHTS_WORK, Workspace, told
 from mlc_bridge.errors import ArtifactError
@@ -39,6 +41,9 @@ from mlc_bridge.packing import Array
 WRITTEN = ("params_shard_*.bin", INDEX, OLDER_INDEX, "tensor-cache-b16.json")
 """What weights are written to, now or by older versions and tools."""
 SHARD_CAP = 32 << 20
+WORTH_KEEPING = 1 << 30
+"""Bytes of finished weights that Ctrl-C leaves for the next run; less is quickly made again."""
+PENDING = "pending.bin"
 _SLAB = 4 << 20
 
 
@@ -47,7 +52,9 @@ class ShardWriter:
 
     ``metadata`` becomes the index's metadata block and may be filled until the block ends.
     ``beside``: patterns of other files that will be put into ``folder`` and published with them.
-    On any exception, Ctrl-C included, nothing new is left in the directory.
+    On any exception, Ctrl-C included, nothing new is left in the directory, but for ``job``: a
+    hash of all that decides the bytes. With it a killed run's ``finished`` parameters need only be
+    named again (``keep``), and Ctrl-C leaves them for the next run from ``WORTH_KEEPING`` on.
     """
 
     def __init__(
@@ -57,21 +64,29 @@ class ShardWriter:
         *,
         md5: bool = True,
         beside: Iterable[str] = (),
+        job: str | None = None,
     ) -> None:
         self.directory = Path(directory)
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.records: dict[str, Record] = {}
+        self.finished: Mapping[str, Record] = {}
+        self.nbytes = 0
         self._shards: list[dict[str, Any]] = []
         self._md5 = md5
-        self._digests: list[Future[str]] = []
+        self._sums: list[Future[str]] = []
         self._pending: list[Record] = []
         self._pending_bytes = 0
-        self._file: BinaryIO | None = None
+        self._file: _Hashed | None = None
         self._refusal = "cannot write the weights"
         self._writes = (*WRITTEN, *beside)
         self._space = Workspace(
-            self.directory, self._writes, refusal=self._refusal, folder=WEIGHTS_WORK
+            self.directory,
+            self._writes,
+            refusal=self._refusal,
+            folder=WEIGHTS_WORK,
+            goes_on=lambda: self._journal.continues(),
         )
+        self._journal = Journal(self._space.temp, job)
         self._interrupts = HeldInterrupts()
 
     @property
@@ -79,14 +94,24 @@ class ShardWriter:
         """Where files that shall be published with the weights are written."""
         return self._space.temp
 
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What ``note`` was told, in this run or the one before it."""
+        return self._journal.notes
+
     def __enter__(self) -> ShardWriter:
-        self._interrupts.hold()
-        try:
-            self._space.__enter__()
-        except BaseException:
-            self._interrupts.release()
-            raise
-        self._hashing = ThreadPoolExecutor(2, thread_name_prefix="shard-md5")
+        with ExitStack() as stack:
+            stack.callback(self._interrupts.release)
+            self._interrupts.hold()
+            stack.enter_context(self._space)
+            stack.callback(self._journal.close)
+            stack.callback(self._drop_pending)
+            with told(self.directory, self._refusal):
+                self._journal.open()
+            self.finished = self._journal.finished
+            self._hashing = ThreadPoolExecutor(2, thread_name_prefix="shard-md5")
+            stack.callback(self._hashing.shutdown, wait=True, cancel_futures=True)
+            self._all = stack.pop_all()
         return self
 
     def __exit__(
@@ -95,18 +120,30 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        with self._all:
             if kind is None:
                 with told(self.directory, self._refusal):
                     self._finish()
                 self._publish()
-        finally:
-            if self._file is not None:
-                with suppress(OSError):
-                    self._file.close()
-            self._hashing.shutdown(wait=True, cancel_futures=True)
-            self._space.__exit__(kind, error, trace)
-            self._interrupts.release()
+            elif isinstance(error, KeyboardInterrupt):
+                self._keep_for_later(error)
+
+    def _keep_for_later(self, error: KeyboardInterrupt) -> None:
+        done = sum(entry.nbytes for entry in self._journal.entries.values())
+        if self._journal.key is not None and done >= WORTH_KEEPING:
+            self._space.keep = True
+            error.add_note(
+                f"{done / 1e9:.1f} GB of finished weights stay in {self._space.temp}; "
+                "the same command goes on from there"
+            )
+
+    def note(self, name: str, value: Any) -> None:
+        """What there is to tell about a weight, for the run that goes on; before its ``add``."""
+        self._journal.note(name, value)
+
+    def keep(self, name: str) -> None:
+        """A parameter of ``finished``, in its turn."""
+        self._place(self.finished[name], None)
 
     def add(self, name: str, array: Array, dtype: str | None = None) -> None:
         """Append one tensor; contiguous views of a mapped file are written without a copy.
@@ -114,77 +151,111 @@ class ShardWriter:
         ``dtype`` reinterprets the bytes under another MLC dtype name of the same item size.
         Raises ArtifactError for a repeated name or a disk that refuses.
         """
-        self._interrupts.check()
-        if name in self.records:
-            raise ArtifactError("this parameter is written twice", where=name)
         if dtype is not None:
             array = array.view(dtype_of(dtype))
         word = "raw" if array.dtype == np.float32 else "f32-to-bf16"
-        size, shape = array.nbytes, tuple(array.shape)
-        record = Record(name, shape, array.dtype.name, word, size, 0, "")
+        shape = tuple(array.shape)
+        self._place(Record(name, shape, array.dtype.name, word, array.nbytes, 0, ""), array)
+
+    def _place(self, record: Record, array: Array | None) -> None:
+        """By TVM's rule; what is finished already is not written again."""
+        self._interrupts.check()
+        if record.name in self.records:
+            raise ArtifactError("this parameter is written twice", where=record.name)
+        array = None if record.name in self.finished else array
+        self.nbytes += record.nbytes
         with told(self.directory, self._refusal):
-            if self._pending_bytes + size >= SHARD_CAP:
-                if size * 2 >= SHARD_CAP:
-                    self._write_own(record, array)
+            if self._pending_bytes + record.nbytes >= SHARD_CAP:
+                if record.nbytes * 2 >= SHARD_CAP:
+                    self._write_own(replace(record, offset=0), array)
                     return
                 self._commit_pending()
-            self._append(record, array)
+            self._append(replace(record, offset=self._pending_bytes), array)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors added so far."""
-        return sum(record.nbytes for record in self.records.values())
+    def _write_own(self, record: Record, array: Array | None) -> None:
+        name, entry = _shard_name(len(self._shards)), None
+        if array is not None:
+            file = _Hashed(self.folder / name)
+            try:
+                _write(file, array)
+            finally:
+                entry = file.close()
+        self._register(name, [record], entry)
 
-    def _write_own(self, record: Record, array: Array) -> None:
-        path = self._space.temp / _shard_name(len(self._shards))
-        with path.open("wb") as file:
-            _write(file, array)
-        self._register(path, record.nbytes, [record])
-
-    def _append(self, record: Record, array: Array) -> None:
-        if self._file is None:
-            self._file = (self._space.temp / "pending.bin").open("wb")
-        _write(self._file, array)
-        placed = _moved(record, offset=self._pending_bytes)
-        self._pending.append(placed)
-        self.records[record.name] = placed
+    def _append(self, record: Record, array: Array | None) -> None:
+        if array is not None:
+            self._file = self._file or _Hashed(self.folder / PENDING)
+            _write(self._file, array)
+        self._pending.append(record)
+        self.records[record.name] = record
         self._pending_bytes += record.nbytes
 
     def _commit_pending(self) -> None:
-        if self._file is None:
+        if not self._pending:
             return
-        self._file.close()
-        self._file = None
-        path = self._space.temp / _shard_name(len(self._shards))
-        os.replace(self._space.temp / "pending.bin", path)
-        self._register(path, self._pending_bytes, self._pending)
+        name, entry = _shard_name(len(self._shards)), None
+        if self._file is not None:
+            entry, self._file = self._file.close(), None
+            os.replace(self.folder / PENDING, self.folder / name)
+        self._register(name, self._pending, entry)
         self._pending, self._pending_bytes = [], 0
 
-    def _register(self, path: Path, nbytes: int, records: list[Record]) -> None:
-        records = [_moved(record, shard=path.name) for record in records]
+    def _drop_pending(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+    def _register(self, name: str, records: list[Record], entry: Entry | None) -> None:
+        """A shard is on disk: written now, or (without ``entry``) by the run before."""
+        records = [replace(record, shard=name) for record in records]
         self.records.update({record.name: record for record in records})
+        shard = {
+            "dataPath": name,
+            "format": "raw-shard",
+            "nbytes": sum(record.nbytes for record in records),
+            "records": [record.as_json() for record in records],
+        }
+        if entry is not None:
+            self._journal.add(shard, entry)
+        elif self._journal.entries[name].nbytes != shard["nbytes"]:
+            raise AssertionError(f"{name}: the run before wrote another shard of this name")
         if self._md5:
-            self._digests.append(self._hashing.submit(_md5, path))
-        self._shards.append(
-            {
-                "dataPath": path.name,
-                "format": "raw-shard",
-                "nbytes": nbytes,
-                "records": [record.as_json() for record in records],
-            }
-        )
+            self._sums.append(self._hashing.submit(_md5, self.folder / name))
+        self._shards.append(shard)
 
     def _finish(self) -> None:
         self._commit_pending()
-        for shard, digest in zip(self._shards, self._digests, strict=self._md5):
-            shard["md5sum"] = digest.result()
+        for shard, known in zip(self._shards, self._sums, strict=self._md5):
+            shard["md5sum"] = known.result()
             self._interrupts.check()
         index = {"metadata": self.metadata, "records": self._shards}
-        (self._space.temp / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
+        (self.folder / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
+        self._journal.close()
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        listed = Inventory(self._journal.entries).text()
+        (self.folder / INVENTORY).write_text(listed, encoding="utf-8")
         self._interrupts.check()
 
     def _publish(self) -> None:
         self._space.publish(INDEX, stale=self._writes)
+
+
+class _Hashed:
+    """A file that is being written, with the digest of what went into it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = xxhash.xxh3_128()
+        self._nbytes = 0
+
+    def write(self, data: memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._nbytes += data.nbytes
+
+    def close(self) -> Entry:
+        self._file.close()
+        return Entry(nbytes=self._nbytes, xxh3_128=self._digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -205,6 +276,7 @@ class TensorCache:
     records: Mapping[str, Record]
     shards: Mapping[str, str | None]
     """File name -> its md5 sum, where the index has one."""
+    index: str = INDEX
 
     def array(self, name: str) -> Array:
         """The tensor as a read-only view of its shard; float32 stored as bfloat16 is expanded."""
@@ -221,7 +293,8 @@ class TensorCache:
         return (array.astype(np.uint32) << 16).view(np.float32) if record.narrowed else array
 
     def prove(self, *, md5: bool) -> Proof:
-        """Compare every byte with the digests there are, and with the md5 sums if ``md5``.
+        """Compare every byte, the index's too, with the digests there are, and with the md5 sums
+        if ``md5``.
 
         Raises ArtifactError naming the first file that differs.
         """
@@ -234,16 +307,16 @@ class TensorCache:
                     where=self.directory / name,
                     todo=AGAIN,
                 )
+        listed.check(self.directory, self.index)
         digests = sum(listed.check(self.directory, name) for name in self.shards)
         return Proof(len(self.shards), digests, len(summed))
 
 
 def read_index(directory: str | Path, *, md5: bool = False) -> TensorCache:
-    """Read the index of a model directory: files, lengths, offsets and shapes must agree, and the
-    index must be the one that was written, where that is known.
+    """Read the index of a model directory: files, lengths, offsets and shapes must agree.
 
-    ``md5``: also every byte of the weights, see ``TensorCache.prove``. Raises ArtifactError naming
-    the file or tensor.
+    ``md5``: also every byte that has a digest or md5 sum, see ``TensorCache.prove``. Raises
+    ArtifactError naming the file or tensor.
     """
     directory = Path(directory)
     path = directory / INDEX
@@ -251,9 +324,8 @@ def read_index(directory: str | Path, *, md5: bool = False) -> TensorCache:
         path = directory / OLDER_INDEX
     index = parse(path)
     records = checked(directory, index)
-    (Inventory.read(directory) or Inventory()).check(directory, path.name)
     shards = {shard.dataPath: shard.md5sum for shard in index.shards}
-    cache = TensorCache(directory, index.free_form, records, shards)
+    cache = TensorCache(directory, index.free_form, records, shards, path.name)
     if md5:
         cache.prove(md5=True)
     return cache
@@ -263,12 +335,7 @@ def _shard_name(number: int) -> str:
     return f"params_shard_{number}.bin"
 
 
-def _moved(record: Record, offset: int | None = None, shard: str | None = None) -> Record:
-    place = (record.offset if offset is None else offset, record.shard if shard is None else shard)
-    return Record(record.name, record.shape, record.dtype, record.format, record.nbytes, *place)
-
-
-def _write(file: BinaryIO, array: Array) -> None:
+def _write(file: _Hashed, array: Array) -> None:
     """C-order bytes; a strided array goes through small slabs of its leading axis."""
     if array.flags.c_contiguous:
         file.write(array.reshape(-1).view(np.uint8).data)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,8 +41,9 @@ FIRST_OUT = (INDEX, OLDER_INDEX, CONFIG_NAME)
 class Workspace:
     """A context manager: write into ``temp``, then ``publish``.
 
-    ``writes``: patterns of the names that may come. Raises ArtifactError when the disk refuses,
-    another run writes here, or a file of that name is not ours.
+    ``writes``: patterns of the names that may come. ``goes_on`` says whether what a killed run left
+    in ``temp`` is of use, ``keep`` leaves it there for the next one. Raises ArtifactError when the
+    disk refuses, another run writes here, or a file of that name is not ours.
     """
 
     def __init__(
@@ -52,13 +53,16 @@ class Workspace:
         *,
         refusal: str = REFUSAL,
         folder: str = WORK,
+        goes_on: Callable[[], bool] = lambda: False,
     ) -> None:
         self.named = Path(directory)
         self.directory = Path(os.path.realpath(directory))
         self.temp = self.directory / folder
         self.inventory = Inventory()
         self._writes = tuple(writes)
+        self.keep = False
         self._refusal = refusal
+        self._goes_on = goes_on
         self._created: list[Path] = []
         self._lock: int | None = None
         self._published = False
@@ -114,7 +118,8 @@ class Workspace:
                 )
         if self.temp.is_symlink():
             raise ArtifactError("a link is in the way", where=self.named / self.temp.name)
-        self._clear()
+        if not self._goes_on():
+            self._clear()
         self.temp.mkdir(exist_ok=True)
 
     def _publish(self, last: str, stale: Sequence[str]) -> None:
@@ -179,7 +184,7 @@ class Workspace:
         with suppress(OSError):
             if self._published:
                 shutil.rmtree(self.temp)
-            else:
+            elif not self.keep:
                 self._clear()
                 self.temp.rmdir()
         if not self._published:

@@ -27,7 +27,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(141)
         except (KeyboardInterrupt, Exception) as error:
             if stop.code is not None:
-                _leave(stop.code, "interrupted: nothing was left behind")
+                left = "; ".join(getattr(error, "__notes__", ())) or "nothing was left behind"
+                _leave(stop.code, f"interrupted: {left}")
             if isinstance(error, BridgeError):
                 _leave(2, f"error: {error}")
             _leave(

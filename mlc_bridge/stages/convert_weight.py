@@ -2,7 +2,8 @@
 
 First what the checkpoint is (``recognise.py``). Then the weights (``weight_encoding.py``), one
 after the other. Last the publication (``artifact/tensor_cache.py``). An error or an
-interruption at any moment leaves no half-written output.
+interruption at any moment leaves no half-written output; a run that was killed goes on at its last
+finished shard (``resume.py``).
 
 A weight is expressed exactly or the stage stops; ``requantize`` is the user's wish for the other
 thing, and the report then says what it cost, layer by layer.
@@ -20,7 +21,7 @@ from typing import Annotated
 from mlc_bridge import __version__
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
 from mlc_bridge.artifact.tensor_cache import ShardWriter
-from mlc_bridge.artifact.workspace import refuse_overlap
+from mlc_bridge.artifact.workspace import WEIGHTS_WORK, refuse_overlap
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
 from mlc_bridge.schemes import Spec
@@ -28,6 +29,7 @@ from mlc_bridge.stages import wishes
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import Recognised, recognise
 from mlc_bridge.stages.requantize import Requantize
+from mlc_bridge.stages.resume import finished, job_key, told
 from mlc_bridge.stages.weight_encoding import Encoded, LayerError, encoded
 
 __all__ = [
@@ -110,12 +112,14 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     _check_config(output, plan)
     md5 = total < MD5_BELOW if job.md5 is None else job.md5
     sizes: dict[str, int] = {}
-    told: list[Encoded] = []
+    done: list[Encoded] = []
     metadata = {"mlc_bridge": {"version": __version__, "fingerprint": stamp}}
-    with ShardWriter(output, metadata, md5=md5) as writer:
-        for item in encoded(plan, Requantize.of(job.requantize)):
+    requantize = Requantize.of(job.requantize)
+    key = job_key(plan, requantize)
+    with ShardWriter(output, metadata, md5=md5, job=key) as writer:
+        for item in encoded(plan, requantize, finished(plan, writer)):
             _write(writer, item, plan, sizes)
-            told.append(item)
+            done.append(item)
             progress("convert", writer.nbytes, total)
         for name in plan.source.aside(plan.ckpt):
             writer.add(name, plan.ckpt.tensor(name))
@@ -124,7 +128,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
             ParamBytes=float(writer.nbytes),
             BitsPerParam=writer.nbytes * 8 / elements,
         )
-    findings = (*plan.findings(), *(f for item in told for f in item.findings))
+    findings = (*plan.findings(), *(f for item in done for f in item.findings))
     return ConvertReport(
         output=output,
         model_type=plan.arch.name,
@@ -136,9 +140,9 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
         checkpoint_nbytes=plan.checkpoint_nbytes,
         sizes=sizes,
         weights=elements,
-        scales_rounded=sum(item.scales_rounded for item in told),
+        scales_rounded=sum(item.scales_rounded for item in done),
         float_layers=tuple(plan.config.float_layers),
-        requantized=tuple(error for item in told for error in item.errors),
+        requantized=tuple(error for item in done for error in item.errors),
         findings=tuple(dict.fromkeys(findings)),
         seconds=time.perf_counter() - start,
     )
@@ -148,11 +152,15 @@ def _write(writer: ShardWriter, item: Encoded, plan: Recognised, sizes: dict[str
     """Hand one weight to the writer, count its bytes by kind, and let go of it."""
     weight, specs = item.weight, plan.params(item.weight)
     kind = "float linear" if weight.path in plan.config.float_layers else str(weight.role)
+    writer.note(weight.path, told(item))
     for suffix, array in item.params.items():
-        name = f"{weight.path}.{suffix}"
-        writer.add(name, _agreed(name, array, specs[suffix]))
+        name, spec = f"{weight.path}.{suffix}", specs[suffix]
+        if array is None:
+            writer.keep(name)
+        else:
+            writer.add(name, _agreed(name, array, spec))
         key = "bias" if suffix == "bias" else kind
-        sizes[key] = sizes.get(key, 0) + array.nbytes
+        sizes[key] = sizes.get(key, 0) + writer.records[name].nbytes
     item.params = {}
 
 
@@ -170,7 +178,8 @@ def _check_place(output: Path, plan: Recognised, nbytes: int) -> None:
     weights = {entry.file.parent for entry in plan.ckpt.entries.values()}
     refuse_overlap(output, plan.ckpt.path, *weights)
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    begun = (output / WEIGHTS_WORK).glob("params_shard_*.bin")  # kept or removed
+    free = shutil.disk_usage(there).free + sum(path.stat().st_size for path in begun)
     if free < nbytes:
         raise ArtifactError(
             "not enough space for the weights",

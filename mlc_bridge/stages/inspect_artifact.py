@@ -28,6 +28,7 @@ from mlc_bridge.engine.library import (
 )
 from mlc_bridge.errors import ArtifactError, BridgeError
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.check_bytes import files_said, weights_said
 from mlc_bridge.stages.progress import Progress, silent
 
 T = TypeVar("T")
@@ -35,12 +36,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CheckJob:
-    """``model_dir``: an MLC directory; ``md5`` also reads every byte of the weights."""
+    """``model_dir``: an MLC directory; ``md5`` reads every byte that has a digest or md5 sum."""
 
     model_dir: wishes.ArtifactPath
     model_lib: wishes.ModelLib = None
     device: wishes.RunDevice = "auto"
-    md5: Annotated[bool, "Read every byte of the weights and compare the sums."] = True
+    md5: Annotated[bool, "Read every byte that has a digest or md5 sum, and compare."] = True
     load_lib: wishes.LoadLib = False
 
 
@@ -139,7 +140,8 @@ def check_artifact(job: CheckJob, progress: Progress = silent) -> CheckReport:
 def _questions(job: CheckJob, path: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "config", lambda: _config_said(ChatConfig.load(path))
     yield "tokenizer", lambda: _tokenizer_said(path)
-    yield "weights", lambda: _weights_said(read_index(path, md5=job.md5), job.md5)
+    yield "weights", lambda: weights_said(read_index(path), job.md5)
+    yield "files", lambda: files_said(path, job.md5)
     yield "numbers", lambda: _numbers_said(read_index(path))
     yield "config and weights", lambda: _same_build(ChatConfig.load(path), read_index(path))
     yield "lib", lambda: _lib_said(job, path)
@@ -182,12 +184,6 @@ def _tokenizer_said(path: Path) -> str:
         f"{said}; {len(beyond)} beyond it ({beyond[first]!r} is {first}), which the model cannot "
         "give and a prompt must not hold"
     )
-
-
-def _weights_said(cache: TensorCache, md5: bool) -> str:
-    shards = {record.shard for record in cache.records.values()}
-    how = "lengths and md5 sums agree" if md5 else "lengths agree"
-    return f"{len(cache.records)} parameters in {len(shards)} shards, {how}"
 
 
 def _numbers_said(cache: TensorCache) -> str:

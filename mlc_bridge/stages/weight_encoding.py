@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,6 +26,8 @@ from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES, narrow
 from mlc_bridge.stages.express import Read, aligned, express, stacked
 from mlc_bridge.stages.recognise import Recognised
 from mlc_bridge.stages.requantize import Requantize
+
+NOTHING: Mapping[str, Encoded] = {}
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,27 @@ class Encoded:
     """One weight ready to be written, and what there is to tell about it."""
 
     weight: Weight
-    params: dict[str, Array]
+    params: Mapping[str, Array | None]
+    """None stands for what an earlier run has written."""
     scales_rounded: int = 0
     errors: list[LayerError] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
 
 
-def encoded(model: Recognised, requantize: Requantize) -> Iterator[Encoded]:
-    """Every weight in order; at most one more than there are cores is in memory."""
+def encoded(
+    model: Recognised, requantize: Requantize, known: Mapping[str, Encoded] = NOTHING
+) -> Iterator[Encoded]:
+    """Every weight in order; at most one more than there are cores is in memory.
+
+    ``known``: weights by path that need no work.
+    """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(workers or 1, thread_name_prefix="encode") as pool:
         ahead: deque[Future[Encoded]] = deque()
         try:
             for weight in model.weights:
-                ahead.append(pool.submit(_encode, model, weight, requantize))
+                ready = known.get(weight.path)
+                ahead.append(pool.submit(_encode, model, weight, requantize, ready))
                 if len(ahead) > (workers or 1):
                     yield ahead.popleft().result()
             while ahead:
@@ -70,7 +79,11 @@ def encoded(model: Recognised, requantize: Requantize) -> Iterator[Encoded]:
                 future.cancel()
 
 
-def _encode(model: Recognised, weight: Weight, requantize: Requantize) -> Encoded:
+def _encode(
+    model: Recognised, weight: Weight, requantize: Requantize, ready: Encoded | None
+) -> Encoded:
+    if ready is not None:
+        return ready
     done = Encoded(weight, {})
     dtype = model.scheme.model_dtype
     if weight.role == "norm":

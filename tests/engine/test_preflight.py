@@ -56,12 +56,29 @@ def rewritten(
                 writer.add(name, array)
 
 
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    replace(path, bytes(data))
+
+
+def exchanged(index: dict[str, Any]) -> None:
+    """Two norms of equal shape under each other's name."""
+    norms = [r for s in index["records"] for r in s["records"] if "layernorm" in r["name"]]
+    norms[0]["name"], norms[1]["name"] = norms[1]["name"], norms[0]["name"]
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda d: (d / "mlc-chat-config.json").unlink(), "mlc-chat-config.json"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json"),
     "no index": (lambda d: (d / "tensor-cache.json").unlink(), "tensor-cache.json"),
     "no shard": (lambda d: (d / "params_shard_0.bin").unlink(), "params_shard_0.bin"),
     "short shard": (lambda d: replace(d / "params_shard_0.bin", b"123"), "params_shard_0.bin"),
+    "flipped bit": (lambda d: flip(d / "params_shard_0.bin"), "params_shard_0.bin: damaged"),
+    "other index": (
+        lambda d: edit_json(d / "tensor-cache.json", exchanged),
+        "tensor-cache.json: d",
+    ),
     "no lib": (lambda d: (d / "lib.so").unlink(), "no compiled lib"),
     "lib is text": (lambda d: replace(d / "lib.so", "{}"), "not a shared library"),
     "lib is cut": (

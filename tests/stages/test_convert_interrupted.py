@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from mlc_bridge.artifact import tensor_cache
+from mlc_bridge.artifact.journal import JOURNAL
 from mlc_bridge.artifact.tensor_cache import INDEX, read_index
+from mlc_bridge.artifact.workspace import WEIGHTS_WORK
 from mlc_bridge.errors import ArtifactError
+from mlc_bridge.stages import weight_encoding
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
@@ -87,6 +92,83 @@ def test_ctrl_c_leaves_nothing_or_everything(source, whole, tmp_path):
         nothing += not out.exists()
         assert not out.exists() or contents(out) == whole
     assert nothing >= 2
+
+
+def stopped(source, out, nbytes, how):
+    """Convert in a child until ``nbytes`` are written, then ``how``."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tensor_cache.WORTH_KEEPING = 1 << 20
+
+        def progress(stage, done, total):
+            if done >= nbytes:
+                os.kill(os.getpid(), how)
+
+        try:
+            convert_weight(ConvertJob(source, out, "q4f16_autoawq", md5=True), progress)
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+
+
+def again(source, out, monkeypatch, wish="q4f16_autoawq"):
+    """The run that goes on: what it converted, and what it reports."""
+    converted = []
+    encode = weight_encoding._encode
+
+    def spied(plan, weight, requantize, ready):
+        if ready is None:
+            converted.append(weight.path)
+        return encode(plan, weight, requantize, ready)
+
+    monkeypatch.setattr(weight_encoding, "_encode", spied)
+    report = convert_weight(ConvertJob(source, out, wish, md5=True))
+    monkeypatch.undo()
+    return converted, replace(report, output=None, seconds=0)
+
+
+@pytest.fixture(scope="module")
+def expected(source, tmp_path_factory):
+    job = ConvertJob(source, tmp_path_factory.mktemp("expected"), "q4f16_autoawq", md5=True)
+    return replace(convert_weight(job), output=None, seconds=0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_goes_on_at_the_last_finished_shard(source, whole, expected, tmp_path, monkeypatch, how):
+    out = tmp_path / "out"
+    stopped(source, out, 50 << 20, how)
+    assert (out / WEIGHTS_WORK / "params_shard_0.bin").exists()
+    assert not (out / INDEX).exists()
+    converted, report = again(source, out, monkeypatch)
+    assert 0 < len(converted) < 30
+    assert report == expected
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("spoil", ["shard", "journal", "source", "scheme"])
+def test_what_is_not_as_it_was_is_not_taken_over(
+    source, whole, expected, tmp_path, monkeypatch, spoil
+):
+    own, out = shutil.copytree(source, tmp_path / "own"), tmp_path / "out"
+    stopped(own, out, 50 << 20, signal.SIGKILL)
+    kept, wish = out / WEIGHTS_WORK, "q4f16_autoawq"
+    if spoil == "shard":
+        for shard in kept.glob("params_shard_*.bin"):
+            data = bytearray(shard.read_bytes())
+            data[len(data) // 2] ^= 1
+            shard.write_bytes(data)
+    elif spoil == "journal":
+        (kept / JOURNAL).write_bytes((kept / JOURNAL).read_bytes()[:200])
+    elif spoil == "source":
+        os.utime(own / "config.json")
+    else:
+        wish = "q4f16_autoawq_g64"
+    converted, report = again(own, out, monkeypatch, wish)
+    assert len(converted) == len(set(converted)) == 3 + 6 * SHAPE.layers
+    if wish == "q4f16_autoawq":
+        assert (report, contents(out)) == (expected, whole)
+    assert not kept.exists()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from mlc_bridge import (
     inspect_artifact,
     inspect_checkpoint,
 )
+from mlc_bridge.artifact.inventory import INDEX, INVENTORY, Entry
 from mlc_bridge.schemes import SCHEMES
 
 
@@ -114,15 +115,83 @@ def test_artifact_without_lib(artifact: Path) -> None:
     assert list(failed(artifact)) == ["lib"]
 
 
-def test_damaged_bytes_need_md5_to_be_seen(artifact: Path) -> None:
-    shard = artifact / "params_shard_0.bin"
-    data = bytearray(shard.read_bytes())
-    data[1000] ^= 1
-    shard.write_bytes(data)
-    assert "md5" in failed(artifact)["weights"]
+def said(directory: Path, name: str, **flags: object) -> str:
+    report = check_artifact(CheckJob(directory, **flags))  # type: ignore[arg-type]
+    return next(check.detail for check in report.checks if check.name == name)
+
+
+def flip(path: Path, at: int = 1000) -> None:
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("sums", ["both", "digests", "md5"])
+def test_damaged_bytes_are_named(artifact: Path, sums: str) -> None:
+    if sums == "digests":
+        without_md5(artifact)
+    elif sums == "md5":
+        (artifact / INVENTORY).unlink()
+    flip(artifact / "params_shard_0.bin")
+    assert "params_shard_0.bin: damaged" in failed(artifact)["weights"]
     assert "weights" not in failed(artifact, md5=False)
-    shard.write_bytes(data[:-1])
+    assert "no byte was read" in said(artifact, "weights", md5=False)
+    (artifact / "params_shard_0.bin").write_bytes(b"x")
     assert "damaged" in failed(artifact, md5=False)["weights"]
+
+
+def without_md5(artifact: Path) -> None:
+    """As weights above MD5_BELOW are written."""
+    path = artifact / INDEX
+    index = json.loads(path.read_text())
+    for shard in index["records"]:
+        del shard["md5sum"]
+    path.write_text(json.dumps(index))
+    relist(artifact, INDEX)
+
+
+def relist(artifact: Path, name: str) -> None:
+    listed = json.loads((artifact / INVENTORY).read_text())
+    listed["files"][name] = Entry.of(artifact / name).model_dump()
+    (artifact / INVENTORY).write_text(json.dumps(listed))
+
+
+def test_says_what_was_compared_and_what_was_not(artifact: Path) -> None:
+    assert said(artifact, "weights") == (
+        "87 parameters in 1 shards, lengths agree, XXH3 digests of 1 shards agree, "
+        "md5 sums of 1 shards agree"
+    )
+    assert said(artifact, "files") == "4 are as they were written"
+    assert said(artifact, "files", md5=False) == "4 are listed, none was read"
+    without_md5(artifact)
+    assert said(artifact, "weights").endswith("lengths agree, XXH3 digests of 1 shards agree")
+    (artifact / INVENTORY).unlink()
+    assert said(artifact, "weights").endswith("1 shards have neither digest nor md5 sum")
+    assert said(artifact, "files") == "no mlc-bridge.json: none was compared"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", INDEX])
+def test_a_changed_file_is_named(artifact: Path, name: str) -> None:
+    path = artifact / name
+    path.write_text(path.read_text() + " ")
+    assert f"{name}: damaged or changed" in failed(artifact)["files"]
+
+
+def test_an_edited_config_and_leftovers_are_told(artifact: Path) -> None:
+    path = artifact / "mlc-chat-config.json"
+    path.write_text(path.read_text().replace('"temperature": 1.0', '"temperature": 0.5'))
+    for name in (".mlc-bridge-work", ".mlc-bridge-weights"):
+        (artifact / name).mkdir()
+    (artifact / "params_shard_9.bin").write_text("")
+    (artifact / "README.md").write_text("mine")
+    assert said(artifact, "files") == (
+        "3 are as they were written; mlc-chat-config.json was edited since; left by a run that was "
+        "killed or still writes: .mlc-bridge-weights, .mlc-bridge-work; "
+        "shards of no known run: params_shard_9.bin"
+    )
+    listed = json.loads((artifact / INVENTORY).read_text())
+    (artifact / INVENTORY).write_text(json.dumps(listed | {"unfinished": True}))
+    assert "killed while it moved" in failed(artifact)["files"]
 
 
 def test_other_peoples_weights_are_named(artifact: Path) -> None:
