@@ -9,7 +9,8 @@ moves the files in by rename::
     new files ... new index               the index last: a directory with one is complete
     list of files
 
-What is not ours by that list (``inventory.py``) is never touched; a file of the user where one of
+What is not ours by that list (``inventory.py``) is never touched, a text of ours that was edited
+since is kept as ``NAME.edited-1``; a file of the user where one of
 ours must go ends the run before it begins. When a move fails, all are taken back. On any failure
 what the run made is removed; a killed run leaves the hidden folder behind and the next one removes
 it. Only unfinished weights, in a hidden folder of their own name, wait for a run that goes on.
@@ -23,6 +24,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -133,6 +135,7 @@ class Workspace:
         kept = {n: e for n, e in there.items() if n not in new and not _matches(n, stale)}
         listed = self.directory / INVENTORY
         before = listed.read_bytes() if listed.exists() else None
+        self._spare([name for name in there if name not in kept])
         self._list(Inventory({**there, **new}, True, more))
         try:
             self._move(names, [n for n in there if n not in kept])
@@ -143,6 +146,15 @@ class Workspace:
         self._published = True
         if last == INDEX:
             shutil.rmtree(self.directory / WEIGHTS_WORK, ignore_errors=True)
+
+    def _spare(self, names: Sequence[str]) -> None:
+        """What the user edited in a text of ours stays under another name."""
+        for name in names:
+            entry, path = self.inventory.files[name], self.directory / name
+            told = entry.xxh3_128 is not None and not self.inventory.unfinished
+            if told and name.endswith(".json") and path.is_file() and Entry.of(path) != entry:
+                places = (path.with_name(f"{name}.edited-{number}") for number in count(1))
+                shutil.copyfile(path, next(p for p in places if not os.path.lexists(p)))
 
     def _list(self, inventory: Inventory) -> None:
         (self.temp / INVENTORY).write_text(inventory.text(), encoding="utf-8")

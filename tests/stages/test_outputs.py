@@ -128,6 +128,22 @@ def test_a_checkpoint_of_links_into_the_output(
         build(BuildJob(model, out))
 
 
+def test_an_edited_config_is_kept_beside(built: BuildReport, model: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(built.output, tmp_path / "out")
+    edits = []
+    for temperature in ("0.5", "0.25"):
+        path = out / "mlc-chat-config.json"
+        edits.append(
+            path.read_text().replace('"temperature": 1.0', f'"temperature": {temperature}')
+        )
+        path.write_text(edits[-1])
+        gen_config(GenConfigJob(model, out))
+    assert edits == [(out / f"mlc-chat-config.json.edited-{n}").read_text() for n in (1, 2)]
+    for number in (1, 2):
+        (out / f"mlc-chat-config.json.edited-{number}").unlink()
+    assert contents(out) == contents(built.output)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "params_shard_7.bin", "lib.so"])
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_file_of_the_user_in_the_way(
