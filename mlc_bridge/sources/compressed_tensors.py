@@ -9,7 +9,7 @@ tensor            shape                  layout
 ================  =====================  =====================================================
 weight_packed     int32 [n, k/w]         w = 32 / bits input channels a word, natural order,
                                          q + 2^(bits-1)
-weight            int8 or float8 [n, k]  one code each
+weight            int8 or float8 [n, k]  one code each, of fewer than 8 bits too (LLMC: int32)
 weight_scale      [1], [n, 1], [n, k/g]  per tensor, channel, group; [n/r, k/c] per block
 weight_zero_point int32 [n/w, k/g]       w *output* channels a word, + 2^(bits-1); int8 as they
                                          are beside an int8 weight, and before 0.9.3, which
@@ -51,6 +51,7 @@ from mlc_bridge.sources.source import (
 )
 
 FLOAT8 = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+INTS = (np.int8, np.int32)
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense")
 # Words for "the columns of a group are not neighbours"; "weight" and "static" leave them so.
 SCATTERED = ("group", "dynamic", "true")
@@ -91,7 +92,7 @@ class CompressedTensors(Source):
             packing = Packing(_bits(layer, _weights(ckpt, layer)), "k")
             ckpt.require(f"{layer}.weight_packed", packing.words_shape(*shape), np.int32)
         else:
-            ckpt.require(f"{layer}.weight", shape, np.int8, *FLOAT8)
+            ckpt.require(f"{layer}.weight", shape, *INTS, *FLOAT8)
         if (found := _shape(ckpt, layer)) != shape:
             raise SourceError("wrong shape", where=layer, found=found, expected=shape)
         block = self._block(ckpt, layer, shape)
@@ -158,7 +159,9 @@ class CompressedTensors(Source):
             raise SourceError("block sizes are powers of two", where=name, found=sizes)
         grid = (-(-n // block[0]), -(-k // block[1]))
         found = ckpt.shape(name)
-        if found != grid and not (strategy == "tensor" and found in ((1,), ())):
+        if strategy in ("tensor", "channel") and found in ((1,), ()):
+            block = (n, k)  # LLMC says "channel" of one scale as well
+        elif found != grid:
             raise SourceError("wrong shape", where=name, found=found, expected=grid)
         ckpt.require(name, None, *FLOATS)
         return block
@@ -284,10 +287,13 @@ def _codes(ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> PackedArray:
         packing = Packing(_bits(layer, _weights(ckpt, layer)), "k")
         words = ckpt.tensor(f"{layer}.weight_packed").view(np.uint32)
         return PackedArray(words, packing, shape)
-    weight = ckpt.tensor(f"{layer}.weight")
-    if weight.dtype == np.int8:
+    name = f"{layer}.weight"
+    weight, bits = ckpt.tensor(name), _bits(layer, _weights(ckpt, layer))
+    if weight.dtype in FLOAT8:
+        return PackedArray(weight, PLAIN, shape)
+    if weight.dtype == np.int8 and bits == 8:
         return from_signed(weight, PLAIN, shape)
-    return PackedArray(weight, PLAIN, shape)
+    return _packed(weight, Packing(bits, "k", word_bits=max(8, bits)), name, "code")
 
 
 def _zero(ckpt: Checkpoint, layer: str, grid: tuple[int, int], codes: Packing) -> PackedArray:
@@ -295,20 +301,26 @@ def _zero(ckpt: Checkpoint, layer: str, grid: tuple[int, int], codes: Packing) -
     if name not in ckpt:
         return constant_zero(half, grid, Packing(codes.bits, "n"))
     packed = f"{layer}.weight_packed" in ckpt
-    if packed and ckpt.dtype(name) == np.int8:
+    if ckpt.dtype(name) == np.int8 and (packed or codes.bits < 8):
         ckpt.require(name, grid)
-        signed = ckpt.tensor(name)
-        if (outside := (signed < -half) | (signed >= half)).any():
-            raise SourceError(
-                f"a zero point beyond {codes.bits} bits", where=name, found=int(signed[outside][0])
-            )
-        return pack((signed + np.int8(half)).view(np.uint8), Packing(codes.bits, "n"))
+        return _packed(ckpt.tensor(name), Packing(codes.bits, "n"), name, "zero point")
     if packed:
         packing = Packing(codes.bits, "n")
         ckpt.require(name, packing.words_shape(*grid), np.int32)
         return PackedArray(ckpt.tensor(name).view(np.uint32), packing, grid)
     ckpt.require(name, None, np.int8)
     return from_signed(ckpt.tensor(name).reshape(grid), PLAIN, grid)
+
+
+def _packed(signed: Array, packing: Packing, name: str, what: str) -> PackedArray:
+    """Signed codes or zero points of ``packing.bits`` bits that are stored in wider integers."""
+    half = 1 << (packing.bits - 1)
+    if (outside := (signed < -half) | (signed >= half)).any():
+        raise SourceError(
+            f"a {what} beyond {packing.bits} bits", where=name, found=int(signed[outside][0]),
+            expected=f"{-half} to {half - 1}, by the config",
+        )  # fmt: skip
+    return pack((signed + signed.dtype.type(half)).astype(np.uint8), packing)
 
 
 def _order(ckpt: Checkpoint, layer: str, k: int, group: int) -> Array | None:

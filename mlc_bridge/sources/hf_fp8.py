@@ -108,7 +108,9 @@ class HFFP8(Source):
         found = ckpt.shape(name)
         if found in ((), (1,)):
             return name, shape
-        if found in ((n, 1), (n,)) and not settings.get("weight_block_size"):
+        # LLMC says weight_block_size of scales by row as well; its scales by block are "_inv".
+        by_row = name.endswith(".weight_scale") or not settings.get("weight_block_size")
+        if found in ((n, 1), (n,)) and by_row:
             return name, (1, k)
         silent = "weight_block_size" not in settings
         sizes = _block_of(shape, found) if silent else settings["weight_block_size"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 
 from mlc_bridge.errors import SourceError
 from mlc_bridge.qtensor import QTensor
