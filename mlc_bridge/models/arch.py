@@ -116,6 +116,10 @@ class Arch(Protocol):
         """From config.json (any transformers version) or from MLC's own ``model_config`` block."""
         ...
 
+    def unused(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
+        """Keys of config.json that are neither read nor known to be harmless, to be named."""
+        ...
+
     def weights(self, config: Any) -> Sequence[Weight]:
         """Every weight in MLC's parameter order."""
         ...

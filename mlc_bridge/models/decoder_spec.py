@@ -14,6 +14,7 @@ inside one. Weights fused on MLC's side have several checkpoint paths, stacked a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models.arch import Weight
 from mlc_bridge.models.decoder_config import DecoderConfig
+from mlc_bridge.models.settings import Settings
 from mlc_bridge.schemes.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -145,6 +147,26 @@ class DecoderSpec:
 
 class DecoderFamily:
     """What all architectures of the family share: weight table and graph come from ``spec``."""
+
+    defaults: Mapping[str, Any] = {}
+    """What transformers' config class of this architecture sets where config.json is silent."""
+
+    def read(self, flat: Settings) -> Any:
+        """The architecture's config; every key that it asks for counts as read."""
+        raise NotImplementedError
+
+    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Any:
+        """Raises ConfigError for a value that cannot be built and for a key of effect unread."""
+        flat = Settings.of(hf, overrides, self.defaults)
+        made = self.read(flat)
+        flat.refuse_unread()
+        return made
+
+    def unused(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
+        """Keys of a config.json that are neither read nor known to be harmless."""
+        flat = Settings.of(hf, {}, self.defaults)
+        self.read(flat)
+        return flat.unread()
 
     def spec(self, config: Any) -> DecoderSpec:
         raise NotImplementedError

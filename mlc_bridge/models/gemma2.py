@@ -6,14 +6,13 @@ context limit stays the checkpoint's. Norm weights are stored with the one that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_config import DecoderConfig, common
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Names, Rope, sizes
 from mlc_bridge.models.hf_config import GELU_TANH
+from mlc_bridge.models.settings import Settings
 
 NAMES = Names(mlp_norm=("pre_feedforward_layernorm", "pre_feedforward_layernorm"))
 
@@ -31,11 +30,31 @@ class Gemma2Config(DecoderConfig):
     sliding_window: int
 
 
+# Of the class in transformers.
+DEFAULTS = {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+
+
 class Gemma2(DecoderFamily):
     name = "gemma2"
+    defaults = DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Gemma2Config:
-        flat = hf_config.flatten(hf, overrides)
+    def read(self, flat: Settings) -> Gemma2Config:
         hf_config.expect(flat, "tie_word_embeddings", (True,), default=True)
         hf_config.rope_scaling(flat, ())
         hf_config.local_layers(flat, 2)

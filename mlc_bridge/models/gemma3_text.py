@@ -7,7 +7,6 @@ key and value stay separate parameters, under ``language_model.``, as MLC names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_config import OURS, DecoderConfig, common
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Names, Rope, sizes
 from mlc_bridge.models.hf_config import GELU_TANH
+from mlc_bridge.models.settings import Settings
 
 OUTSIDE = ("vocab_size", "tensor_parallel_shards", "max_batch_size")
 BOTH = ("context_window_size", "prefill_chunk_size", "sliding_window_size")
@@ -47,12 +47,31 @@ class Gemma3TextConfig(DecoderConfig):
         return {**outer, "text_config": text, "is_text_model": True, **ours}
 
 
+# Of the class in transformers.
+DEFAULTS = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
+
 class Gemma3Text(DecoderFamily):
     name = "gemma3_text"
+    defaults = DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Gemma3TextConfig:
-        flat = hf_config.flatten(hf, overrides)
+    def read(self, flat: Settings) -> Gemma3TextConfig:
         hf_config.expect(flat, "attention_bias", (False,), default=False)
+        hf_config.expect(flat, "tie_word_embeddings", (True,))
         for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
             hf_config.expect(flat, cap, (None,))
         pattern = hf_config.integer(
@@ -60,7 +79,7 @@ class Gemma3Text(DecoderFamily):
         )
         hf_config.local_layers(flat, pattern)
         return Gemma3TextConfig(
-            **common({**DEFAULTS, **flat}),
+            **common(flat),
             hidden_activation=hf_config.expect(
                 flat, "hidden_activation", (GELU_TANH,), default=GELU_TANH
             ),
@@ -93,13 +112,4 @@ class Gemma3Text(DecoderFamily):
         )
 
 
-# What published configs leave out because it is the default of the class in transformers.
-DEFAULTS = {
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 131_072,
-    "vocab_size": 262_208,
-}
 GEMMA3_TEXT = Gemma3Text()

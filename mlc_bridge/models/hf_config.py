@@ -28,18 +28,9 @@ class Limits:
     batch: int
 
 
-def flatten(hf: HF, overrides: HF) -> dict[str, Any]:
-    """One flat mapping: text model of a nested config, MLC's block, then every override given."""
-    inner = hf.get("model_config") or hf.get("text_config") or {}
-    outer = {k: v for k, v in hf.items() if k not in ("model_config", "text_config")}
-    given = {k: v for k, v in overrides.items() if v is not None}
-    return {**outer, **inner, **given}
-
-
 def integer(hf: HF, *keys: str, default: int | None = None, least: int = 1) -> int:
     """The first of ``keys`` that is set; ``default`` when none is."""
-    for key in keys:
-        value = hf.get(key)
+    for key, value in [(key, hf.get(key)) for key in keys]:  # all count as read
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
@@ -80,15 +71,19 @@ def expect(hf: HF, key: str, allowed: Iterable[Any], default: Any = None) -> Any
 
 def rope_theta(hf: HF, default: float = 10000, layers: str | None = None) -> float:
     """Base of the rotary embedding; ``layers`` names a layer type (``full_attention``)."""
-    theta = _rope_parameters(hf, layers).get("rope_theta", hf.get("rope_theta"))
-    theta = hf.get("position_embedding_base", 0) or theta or default
+    block = _rope_parameters(hf, layers).get("rope_theta")
+    theta = hf.get("position_embedding_base") or block or hf.get("rope_theta") or default
     return int(theta) if theta == int(theta) else theta
 
 
 def rope_scaling(
-    hf: HF, allowed: Iterable[str], layers: str | None = None
+    hf: HF, allowed: Iterable[str], layers: str | None = None, *, partial: bool = False
 ) -> dict[str, Any] | None:
-    """The scaling block with its ``rope_type``, or None for plain rotary embedding."""
+    """The scaling block with its ``rope_type``, or None for plain rotary embedding.
+
+    Without ``partial`` all dimensions of a head are rotated, and a config that says otherwise is
+    refused.
+    """
     block = hf.get("rope_scaling") or _rope_parameters(hf, layers)
     kind = block.get("rope_type", block.get("type", "default"))
     allowed = ("default", *allowed)
@@ -99,6 +94,8 @@ def rope_scaling(
             found=repr(kind),
             expected=" or ".join(allowed),
         )
+    if not partial:
+        expect(block, "partial_rotary_factor", (1, None))
     if kind == "default":
         return None
     keep = {k: v for k, v in block.items() if k not in ("type", "rope_theta", "rope_type")}
@@ -118,16 +115,17 @@ def window(hf: HF, *keys: str) -> int:
 
 
 def local_layers(hf: HF, every: int) -> None:
-    """Checks that every ``every``-th layer is global and all others are local."""
+    """Checks that every ``every``-th layer is global (1: all are) and all others are local."""
     kinds = hf.get("layer_types")
     if kinds is None:
         return
-    wanted = [FULL if (i + 1) % every == 0 else LOCAL for i in range(len(kinds))]
+    layers = integer(hf, "num_hidden_layers")
+    wanted = [FULL if (i + 1) % every == 0 else LOCAL for i in range(layers)]
     if kinds != wanted:
         raise ConfigError(
             f"{hf.get('model_type', 'the model')}: this order of layer_types is not supported",
             found=kinds,
-            expected=f"{FULL} on every {every}. layer",
+            expected=f"{FULL} on every {every}. of {layers} layers",
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_config import DecoderConfig, common
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
+from mlc_bridge.models.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,9 @@ class LlamaConfig(DecoderConfig):
 def llama_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of ``LlamaConfig`` from a flat config."""
     for switch in ("attention_bias", "mlp_bias"):
-        hf_config.expect(flat, switch, (False,), default=False)
+        hf_config.expect(flat, switch, (False, None))
     hf_config.expect(flat, "hidden_act", ("silu",), default="silu")
+    hf_config.local_layers(flat, 1)
     return {
         **common(flat),
         "tie_word_embeddings": bool(flat.get("tie_word_embeddings", False)),
@@ -40,11 +42,26 @@ def llama_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# Of the class in transformers.
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+}
+
+
 class Llama(DecoderFamily):
     name = "llama"
+    defaults = DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> LlamaConfig:
-        return LlamaConfig(**llama_fields(hf_config.flatten(hf, overrides)))
+    def read(self, flat: Settings) -> LlamaConfig:
+        return LlamaConfig(**llama_fields(flat))
 
     def spec(self, config: LlamaConfig) -> DecoderSpec:
         return DecoderSpec(

@@ -8,13 +8,12 @@ under the mask would forget twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_config import DecoderConfig, common
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
+from mlc_bridge.models.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +25,27 @@ class MistralConfig(DecoderConfig):
     attention_sink_size: int = 4
 
 
+# Of the class in transformers.
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "sliding_window": 4096,
+}
+
+
 class Mistral(DecoderFamily):
     name = "mistral"
+    defaults = DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> MistralConfig:
-        flat = hf_config.flatten(hf, overrides)
+    def read(self, flat: Settings) -> MistralConfig:
         hf_config.expect(flat, "hidden_act", ("silu",), default="silu")
         hf_config.expect(flat, "tie_word_embeddings", (False,), default=False)
         hf_config.rope_scaling(flat, ())

@@ -6,9 +6,7 @@ MLC stores the experts of a layer as ``moe.e1_e3`` (gate and up stacked along th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_config import DecoderConfig, common
@@ -20,6 +18,7 @@ from mlc_bridge.models.decoder_spec import (
     Rope,
     sizes,
 )
+from mlc_bridge.models.settings import Settings
 
 NAMES = Names(
     router=("moe.gate", "block_sparse_moe.gate"),
@@ -45,19 +44,36 @@ class MixtralConfig(DecoderConfig):
     disaggregation: bool = False
 
 
+# Of the class in transformers.
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+}
+
+
 class Mixtral(DecoderFamily):
     name = "mixtral"
+    defaults = DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> MixtralConfig:
-        flat = hf_config.flatten(hf, overrides)
+    def read(self, flat: Settings) -> MixtralConfig:
         hf_config.expect(flat, "hidden_act", ("silu",), default="silu")
         hf_config.expect(flat, "sliding_window", (None,))
         hf_config.rope_scaling(flat, ())
         return MixtralConfig(
             **common(flat),
             tie_word_embeddings=bool(flat.get("tie_word_embeddings", False)),
-            position_embedding_base=hf_config.rope_theta(flat),
-            num_local_experts=hf_config.integer(flat, "num_local_experts", "num_experts"),
+            position_embedding_base=hf_config.rope_theta(flat, 1_000_000),
+            num_local_experts=hf_config.integer(flat, "num_experts", "num_local_experts"),
             num_experts_per_tok=hf_config.integer(flat, "num_experts_per_tok"),
         )
 

@@ -16,6 +16,7 @@ from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_config import DecoderConfig, common
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, LongRope, Names, Rope, sizes
+from mlc_bridge.models.settings import Settings
 
 NAMES = Names(
     embed=("transformer.embd", "model.embed_tokens"),
@@ -53,11 +54,26 @@ class Phi3Config(DecoderConfig):
         )
 
 
+# Of the class in transformers.
+DEFAULTS = {
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+}
+
+
 class Phi3(DecoderFamily):
     name = "phi3"
+    defaults = DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Phi3Config:
-        flat = hf_config.flatten(hf, overrides)
+    def read(self, flat: Settings) -> Phi3Config:
         hf_config.expect(flat, "hidden_act", ("silu",), default="silu")
         largest = hf_config.integer(flat, "max_position_embeddings")
         trained = hf_config.integer(flat, "original_max_position_embeddings", default=4096)
@@ -70,7 +86,9 @@ class Phi3(DecoderFamily):
             original_max_position_embeddings=trained,
             tie_word_embeddings=bool(flat.get("tie_word_embeddings", False)),
             partial_rotary_factor=hf_config.number(
-                {**flat, **(flat.get("rope_parameters") or {})}, "partial_rotary_factor", 1.0
+                flat.get("rope_parameters") or {},
+                "partial_rotary_factor",
+                flat.get("partial_rotary_factor", 1.0),
             ),
             sliding_window=flat.get("sliding_window"),
         )
@@ -92,7 +110,7 @@ class Phi3(DecoderFamily):
 
 def _longrope(flat: Mapping[str, Any], largest: int, trained: int) -> dict[str, Any] | None:
     """MLC's block, which carries both lengths; ``su`` is the older name of the same thing."""
-    scaling = hf_config.rope_scaling(flat, ("longrope", "su"))
+    scaling = hf_config.rope_scaling(flat, ("longrope", "su"), partial=True)
     if scaling is None:
         return None
     lists = {key: [float(f) for f in scaling[key]] for key in ("short_factor", "long_factor")}

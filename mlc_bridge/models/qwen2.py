@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
-from mlc_bridge.models.qwen_config import QWEN_NAMES, QwenConfig, qwen_fields
+from mlc_bridge.models.qwen_config import QWEN_DEFAULTS, QWEN_NAMES, QwenConfig, qwen_fields
+from mlc_bridge.models.settings import Settings
 
 
 class Qwen2(DecoderFamily):
     name = "qwen2"
+    defaults = QWEN_DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> QwenConfig:
-        return QwenConfig(**qwen_fields(hf_config.flatten(hf, overrides), 8192))
+    def read(self, flat: Settings) -> QwenConfig:
+        return QwenConfig(**qwen_fields(flat, 8192))
 
     def spec(self, config: QwenConfig) -> DecoderSpec:
         return DecoderSpec(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
-from mlc_bridge.models.qwen_config import QWEN_NAMES, Qwen3Config, qwen3_fields
+from mlc_bridge.models.qwen_config import QWEN_DEFAULTS, QWEN_NAMES, Qwen3Config, qwen3_fields
+from mlc_bridge.models.settings import Settings
+
+DEFAULTS = {**QWEN_DEFAULTS, "head_dim": 128}
 
 
 class Qwen3(DecoderFamily):
     name = "qwen3"
+    defaults = DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Qwen3Config:
-        return Qwen3Config(**qwen3_fields(hf_config.flatten(hf, overrides)))
+    def read(self, flat: Settings) -> Qwen3Config:
+        return Qwen3Config(**qwen3_fields(flat))
 
     def spec(self, config: Qwen3Config) -> DecoderSpec:
         return DecoderSpec(

@@ -6,13 +6,12 @@ sum 1. MLC stores the experts of a layer as one parameter, gate and up stacked a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Experts, Rope, sizes
-from mlc_bridge.models.qwen_config import QWEN_NAMES, Qwen3Config, qwen3_fields
+from mlc_bridge.models.qwen_config import QWEN_DEFAULTS, QWEN_NAMES, Qwen3Config, qwen3_fields
+from mlc_bridge.models.settings import Settings
 
 NAMES = replace(
     QWEN_NAMES,
@@ -36,14 +35,26 @@ class Qwen3MoeConfig(Qwen3Config):
     norm_topk_prob: bool = False
 
 
+# Of the class in transformers.
+DEFAULTS = {
+    **QWEN_DEFAULTS,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "num_local_experts": 128,
+}
+
+
 class Qwen3Moe(DecoderFamily):
     name = "qwen3_moe"
+    defaults = DEFAULTS
 
-    def config(self, hf: Mapping[str, Any], **overrides: Any) -> Qwen3MoeConfig:
-        flat = hf_config.flatten(hf, overrides)
+    def read(self, flat: Settings) -> Qwen3MoeConfig:
         hf_config.expect(flat, "decoder_sparse_step", (1,), default=1)
-        if flat.get("mlp_only_layers"):
-            hf_config.expect(flat, "mlp_only_layers", ([],))
+        hf_config.expect(flat, "mlp_only_layers", ([], None))
         return Qwen3MoeConfig(
             **qwen3_fields(flat),
             moe_intermediate_size=hf_config.integer(flat, "moe_intermediate_size"),

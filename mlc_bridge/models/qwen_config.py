@@ -10,6 +10,22 @@ from mlc_bridge.models import hf_config
 from mlc_bridge.models.decoder_config import DecoderConfig, common
 from mlc_bridge.models.decoder_spec import Names
 
+# Of the classes in transformers.
+QWEN_DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 QWEN_NAMES = Names(qkv=("self_attn.c_attn", *Names.qkv[1:]))
 
 
@@ -34,15 +50,17 @@ class Qwen3Config(QwenConfig):
 def qwen_fields(flat: Mapping[str, Any], largest_chunk: int) -> dict[str, Any]:
     """The fields of ``QwenConfig`` from a flat config; layers with a window are refused."""
     layers = hf_config.integer(flat, "num_hidden_layers")
-    if hf_config.integer(flat, "max_window_layers", default=layers, least=0) < layers:
-        hf_config.expect(flat, "use_sliding_window", (False, None), default=False)
+    windowed = hf_config.integer(flat, "max_window_layers", least=0) < layers
+    if flat.get("sliding_window") and windowed:
+        hf_config.expect(flat, "use_sliding_window", (False, None))
+    hf_config.local_layers(flat, 1)
     hf_config.rope_scaling(flat, ())
     return {
         **common(flat, largest_chunk),
         "hidden_act": hf_config.expect(flat, "hidden_act", ("silu",), default="silu"),
         "rope_theta": hf_config.rope_theta(flat),
         "tie_word_embeddings": bool(flat.get("tie_word_embeddings", False)),
-        "dtype": str(flat.get("dtype", "float32")),
+        "dtype": str(flat.get("dtype") or "float32"),
     }
 
 

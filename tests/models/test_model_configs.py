@@ -58,14 +58,17 @@ def hf(name: str, **changes: Any) -> dict[str, Any]:
         "model_type": name,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 30_000.0},
-        "moe_intermediate_size": 128,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "query_pre_attn_scalar": 64,
         "tie_word_embeddings": name.startswith("gemma"),
         "sliding_window": 128 if name in ("mistral", "gemma2", "gemma3_text") else None,
     }
-    return {**base, **changes}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+    own = {
+        "mixtral": experts,
+        "qwen3_moe": experts,
+        "gemma2": {"query_pre_attn_scalar": 64},
+        "gemma3_text": {"query_pre_attn_scalar": 64},
+    }
+    return {**base, **own.get(name, {}), **changes}
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "gemma3_text"])
