@@ -116,7 +116,9 @@ class Surveyed:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (self.untied,) if self.untied else ()
+        keys = ", ".join(self.arch.unused(self.ckpt.config))
+        unknown = f"unknown in config.json, not used: {keys}" if keys else None
+        return tuple(filter(None, (self.untied, unknown)))
 
 
 def recognise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -164,3 +165,21 @@ def test_what_is_left_out_says_why(tmp_path: Path) -> None:
         "model.layers.0.self_attn.rotary_emb.inv_freq": "the graph computes it",
         "model.layers.0.mlp.up_proj.bias": "it is zero",
     }
+
+
+def test_a_key_that_nobody_reads_is_named(tmp_path: Path) -> None:
+    """By inspect and gen-config alike; one that changes the maths ends both."""
+    home = tmp_path / "model"
+    shutil.copytree(EXAMPLE, home)
+    told = "unknown in config.json, not used: wavelet_depth"
+    edit(home, wavelet_depth=3)
+    assert told in inspect_checkpoint(InspectJob(home)).findings
+    assert told in gen_config(GenConfigJob(home, tmp_path / "out", conv_template="LM")).notes
+    edit(home, clip_qkv=8.0)
+    with pytest.raises(BridgeError, match="clip_qkv changes what the model computes"):
+        gen_config(GenConfigJob(home, tmp_path / "out", conv_template="LM"))
+
+
+def edit(home: Path, **changes: Any) -> None:
+    path = home / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
