@@ -170,7 +170,12 @@ def repack(array: PackedArray, packing: Packing) -> PackedArray:
 
 
 def from_signed(words: Array, packing: Packing, shape: tuple[int, int]) -> PackedArray:
-    """Two's complement codes in ``words`` as unsigned ones, 2^(bits-1) higher than the signed."""
+    """Two's complement codes in ``words`` as unsigned ones, 2^(bits-1) higher than the signed.
+
+    Raises ValueError where the words are no integers: float8 codes have no such offset.
+    """
+    if words.dtype.kind not in "iu":
+        raise ValueError(f"words of {words.dtype} are no integers")
     unsigned = words.view(np.dtype(f"uint{packing.word_bits}"))
     top = unsigned.dtype.type(packing.ones << (packing.bits - 1))
     return PackedArray(unsigned ^ top, packing, shape)

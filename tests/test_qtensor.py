@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlc_bridge.packing import AWQ, GPTQ4, GPTQ4_ZEROS, NK4, PLAIN, PackedArray, pack
+from mlc_bridge.packing import AWQ, GPTQ4, GPTQ4_ZEROS, NK4, PLAIN, PackedArray, from_signed, pack
 from mlc_bridge.qtensor import QTensor, concat, constant_zero
 
 PAIRS = {"awq": (AWQ, AWQ), "gptq": (GPTQ4, GPTQ4_ZEROS), "nk": (NK4, NK4)}
@@ -107,6 +107,8 @@ def test_kinds_are_held_apart() -> None:
     for first, second in ((0, 1), (1, 2)):
         with pytest.raises(ValueError, match="kind of codes"):
             concat([parts[first], parts[second]])
+        with pytest.raises(ValueError, match="no integers"):
+            from_signed(words[second], PLAIN, (2, 32))
     with pytest.raises(ValueError, match="zero points of float8_e4m3fn"):
         replace(parts[0], zero=PackedArray(one.astype(ml_dtypes.float8_e4m3fn), PLAIN, (1, 1)))
 

@@ -46,7 +46,8 @@ class Dense:
     def encode(self, q: QTensor, layer: str = "weight") -> dict[str, Array]:
         """The dequantized weight where the dtype holds it exactly, else ``CannotExpress``."""
         exact = q.dequantize()
-        weight = exact.astype(NUMPY_DTYPES[self.model_dtype])
+        with np.errstate(over="ignore"):
+            weight = exact.astype(NUMPY_DTYPES[self.model_dtype])
         if not np.array_equal(weight.astype(np.float32), exact):
             reason = f"dequantized weights do not all fit {self.model_dtype}"
             raise CannotExpress(layer, self.name, reason)

@@ -155,7 +155,8 @@ class GroupQuant:
 
     def _words(self, q: QTensor, layer: str) -> tuple[Array, Array | None]:
         """NK words with zero moved to the middle, and -1 for each block that had to be negated."""
-        zero = np.zeros(q.grid, np.int16) if q.zero is None else q.zero.unpack().astype(np.int16)
+        zero = np.zeros(q.grid, np.uint8) if q.zero is None else q.zero.unpack()
+        zero = np.minimum(zero.astype(np.int32), 1 << 10).astype(np.int16)  # too far stays too far
         nk = Packing(self.bits, "k")
         if q.codes.packing == nk and (zero == self.middle).all():
             return q.codes.words, None

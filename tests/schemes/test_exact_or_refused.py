@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc_bridge.errors import CannotExpress
-from mlc_bridge.packing import AWQ, GPTQ4, NK4, PLAIN, Packing, pack
+from mlc_bridge.packing import AWQ, GPTQ4, NK4, PLAIN, PackedArray, Packing, pack
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.schemes.dense import Dense
@@ -49,7 +49,7 @@ CASES = st.builds(
     block=st.sampled_from(["tensor", "channel", "group", "block"]),
     group=st.sampled_from([32, 64, 128, 40, 16]),
     spread=st.sampled_from([256, 15, 7, 2, 1]),
-    zeros=st.sampled_from(["none", "middle", "below the middle", "each"]),
+    zeros=st.sampled_from(["none", "middle", "below the middle", "each", "above all", "far"]),
     scale=st.sampled_from(SCALES),
     look=st.sampled_from(["usual", "one", "equal", "negative", "tiny", "some zero"]),
     static=st.booleans(),
@@ -75,6 +75,9 @@ def tensor(kind: str, case: Case) -> QTensor:
         each = rng.integers(0, top, grid, np.uint8)
         zeros = each if case.zeros == "each" else np.full(grid, middle, np.uint8)
         zero = None if case.zeros == "none" else pack(zeros, replace(packing, axis="n"))
+        if case.zeros in ("above all", "far"):  # GPTQ's 16 and 256, and what no tool writes
+            far = top if case.zeros == "above all" else 65535
+            zero = PackedArray(np.full(grid, far, np.uint16), PLAIN, grid)
     return QTensor(
         codes, scales(rng, case, grid), zero, block,
         perm=rng.permutation(k) if case.permuted else None,

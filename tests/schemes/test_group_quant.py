@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlc_bridge.errors import CannotExpress
-from mlc_bridge.packing import GPTQ4, NK4, PLAIN, Packing, pack
+from mlc_bridge.packing import GPTQ4, NK4, PLAIN, PackedArray, Packing, pack
 from mlc_bridge.qtensor import QTensor, constant_zero
 from mlc_bridge.schemes import SCHEMES, for_role
 from mlc_bridge.schemes.group_quant import ROWS
@@ -160,6 +160,12 @@ def test_what_cannot_be_held_is_refused_by_name(change, reason):
     q.codes.words[:] |= np.uint32(0xF0)
     with pytest.raises(CannotExpress, match=rf"model\.down.*{reason}"):
         SCHEMES["q4f16_1"].encode(change(q), "model.down")
+
+
+def test_a_zero_beyond_all_codes_does_not_wrap():
+    far = PackedArray(np.full((8, 4), 65535, np.uint16), PLAIN, (8, 4))
+    with pytest.raises(CannotExpress, match="in one group"):
+        SCHEMES["q4f16_1"].encode(replace(source(8, high=6), zero=far))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 7e4])
