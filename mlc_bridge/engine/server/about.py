@@ -41,7 +41,11 @@ async def model(request: Request) -> Response:
     here, wanted = served(request), request.path_params["id"]
     if wanted == here.name:
         return JSONResponse(_card(here))
-    message = f"the model {wanted[:200]!r} does not exist here"
+    return no_model(wanted)
+
+
+def no_model(name: str) -> Response:
+    message = f"the model {name[:200]!r} does not exist here"
     return JSONResponse(failure(message, "model_not_found", param="model"), 404)
 
 

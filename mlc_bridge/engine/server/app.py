@@ -103,6 +103,10 @@ def _http(_: Request, error: Any) -> Response:
     return JSONResponse(found, error.status_code, error.headers)
 
 
+def _no_model(_: Request, error: Any) -> Response:
+    return about.no_model(str(error))
+
+
 def _large(request: Request, _: Any) -> Response:
     return too_large(request.app.state.served.settings.max_body)
 
@@ -129,5 +133,6 @@ HANDLERS: dict[Any, Any] = {
     TooLarge: _large,
     TimeoutError: _slow,
     generate.ClientGone: _gone,
+    generate.NoSuchModel: _no_model,
     Exception: _defect,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -18,6 +20,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/health")  # no key: the page asks for it itself, and probes have none
+
+
+MOST_THROWN, PATIENCE = 2**28, 10.0  # bytes, seconds
 
 
 class TooLarge(Exception):
@@ -36,7 +41,11 @@ class Gate:
             await self._inner(scope, receive, send)
             return
         send = self._counting(scope["path"], send)
-        refusal = self._refusal(scope, Headers(scope=scope))
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers)
+        if refusal is None and self._too_long(headers):
+            await _thrown_away(receive)
+            refusal = too_large(self._settings.max_body)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
@@ -59,14 +68,15 @@ class Gate:
         given = headers.get("authorization", "").encode("latin-1", errors="replace")
         if self._key and scope["path"] not in OPEN and not hmac.compare_digest(given, self._key):
             return refused(401, "a valid API key is needed", "invalid_api_key")
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length[:20]) > s.max_body:
-            return too_large(s.max_body)
         if scope["method"] == "POST" and self._running >= s.max_requests:
             return refused(
                 429, "too many requests at once", "rate_limit_exceeded", "rate_limit_error"
             )
         return None
+
+    def _too_long(self, headers: Headers) -> bool:
+        length = headers.get("content-length", "")
+        return length.isdigit() and int(length[:20]) > self._settings.max_body
 
     def _counting(self, path: str, send: Send) -> Send:
         async def counting(message: Message) -> None:
@@ -88,6 +98,18 @@ class Gate:
             return message
 
         return bounded
+
+
+async def _thrown_away(receive: Receive) -> None:
+    """Read what is too long, up to a bound: a client that is still writing hears no answer."""
+    seen = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while seen < MOST_THROWN:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 def refused(

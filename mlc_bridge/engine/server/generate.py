@@ -78,7 +78,7 @@ def limit(wish: Wish, here: Served) -> None:
         if isinstance(wish, ChatCompletionRequest):
             wish.max_completion_tokens = None
     if here.settings.strict and wish.model not in (None, here.name):
-        raise EngineError("this model is not served", where="model", expected=here.name)
+        raise NoSuchModel(wish.model or "")
 
 
 async def timed(parts: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[T, None]:
@@ -112,6 +112,10 @@ async def _first(work: asyncio.Future[T], leaving: asyncio.Future[None]) -> T:
         work.cancel()
         leaving.cancel()
         await asyncio.gather(work, leaving, return_exceptions=True)
+
+
+class NoSuchModel(Exception):
+    """The request names a model that is not here."""
 
 
 class ClientGone(Exception):

@@ -15,7 +15,7 @@ from mlc_bridge.engine.server.served import NotReady, Served
 T = TypeVar("T")
 PATHS = frozenset(
     ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/models",
-     "/tokenize", "/detokenize")
+     "/tokenize", "/detokenize", "/health", "/version", "/metrics", "/")
 )  # fmt: skip
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
