@@ -62,13 +62,13 @@ class Table(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         try:
             return self._items[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a stranger's config may hold a list here
             raise ConfigError(
                 f"unknown name in {self.room}", found=repr(name), expected=", ".join(self._items)
             ) from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items
+        return isinstance(name, str) and name in self._items
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)

@@ -15,9 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from mlc_bridge.artifact.conversation import Conversation
+from mlc_bridge.artifact.json_text import checked, json_object
+from mlc_bridge.artifact.stamp import stamp_of
 from mlc_bridge.errors import ArtifactError
 
 __all__ = ["CONFIG_NAME", "GENERATION_DEFAULTS", "ChatConfig", "Conversation", "write_text"]
@@ -70,15 +72,14 @@ class ChatConfig(BaseModel):
     @property
     def fingerprint(self) -> str | None:
         """Hash of the graph these weights belong to, or None in a config that MLC LLM wrote."""
-        block = (self.model_extra or {}).get("mlc_bridge")
-        return block.get("fingerprint") if isinstance(block, dict) else None
+        return stamp_of(self.model_extra or {}, CONFIG_NAME).fingerprint
 
     @classmethod
     def load(cls, directory: str | Path) -> ChatConfig:
         """Read the config of a directory. Raises ``ArtifactError`` naming the key at fault."""
         path = Path(directory) / CONFIG_NAME
         try:
-            return cls.model_validate_json(path.read_bytes())
+            text = path.read_bytes()
         except FileNotFoundError:
             raise ArtifactError(
                 "no such file: this is no MLC model directory",
@@ -87,10 +88,9 @@ class ChatConfig(BaseModel):
             ) from None
         except OSError as error:
             raise ArtifactError(f"cannot be read ({error.strerror})", where=path) from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "the file"
-            raise ArtifactError(f"{key}: {first['msg']}", where=path) from error
+        chat = checked(cls, json_object(text, path, ArtifactError), path, ArtifactError)
+        stamp_of(chat.model_extra or {}, path)
+        return chat
 
     def to_json(self) -> dict[str, Any]:
         """As MLC writes it."""

@@ -8,7 +8,6 @@ a child process with bounds (``confined.py``), kept for the next template: 0.3 m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,12 +16,13 @@ from typing import Any
 
 from mlc_bridge.artifact.confined import Confined, Overrun
 from mlc_bridge.artifact.conversation import Message
+from mlc_bridge.artifact.json_text import read_part, text_of
+from mlc_bridge.artifact.tokenizer_schema import SpecialTokens, TemplateFile, TokenizerConfig
 from mlc_bridge.errors import ConfigError
 
 Encode = Callable[[str], list[int]]
 TEMPLATE = "chat_template.jinja"
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
-SECONDS = 2.0
+SECONDS = 1.5
 MEMORY = 512 << 20
 LONGEST = 1 << 20
 """Processor time of one template, memory, and characters of its source."""
@@ -119,44 +119,31 @@ def _child() -> Confined:
 
 def own_template(directory: Path) -> ChatTemplate | None:
     """The template in a directory of tokenizer files, or None; it may print the date."""
-    settings = _json(directory / "tokenizer_config.json")
+    settings = read_part(TokenizerConfig, directory / "tokenizer_config.json")
     source = template_source(directory, settings)
     if source is None:
         return None
     return ChatTemplate(source, special_tokens(directory, settings), where=directory, dated=True)
 
 
-def template_source(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """The default template: chat_template.jinja, .json, or in tokenizer_config.json."""
+def template_source(directory: Path, settings: TokenizerConfig) -> str | None:
+    """The default template: chat_template.jinja, .json, or in tokenizer_config.json.
+
+    Raises ConfigError for a file that cannot be read or holds something else.
+    """
     alone = directory / TEMPLATE
     if alone.is_file():
-        return alone.read_text("utf-8")
-    found = settings.get("chat_template") or _json(directory / "chat_template.json").get(
-        "chat_template"
-    )
+        return text_of(alone)
+    found = settings.chat_template
+    if not found:
+        found = read_part(TemplateFile, directory / "chat_template.json").chat_template
     if isinstance(found, list):
-        named = {t["name"]: t["template"] for t in found}
+        named = {t.name: t.template for t in found}
         found = named.get("default") or next(iter(named.values()), None)
     return found
 
 
-def special_tokens(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def special_tokens(directory: Path, settings: TokenizerConfig) -> dict[str, str]:
     """Name -> text, as templates ask for them (``bos_token``)."""
-    listed = _json(directory / "special_tokens_map.json")
-    found = {key: settings.get(key) or listed.get(key) for key in SPECIAL}
-    return {
-        key: str(token["content"] if isinstance(token, dict) else token)
-        for key, token in found.items()
-        if token
-    }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object that need not be there. Raises ConfigError."""
-    try:
-        found = json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
-        raise ConfigError(f"cannot be read as JSON: {error}", where=path.name) from error
-    if not isinstance(found, dict):
-        raise ConfigError("must hold a JSON object", where=path.name)
-    return found
+    listed = read_part(SpecialTokens, directory / "special_tokens_map.json")
+    return {**listed.texts(), **settings.texts()}

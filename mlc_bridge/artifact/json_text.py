@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from mlc_bridge.errors import BridgeError, ConfigError
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -17,8 +20,10 @@ def json_object(
 ) -> dict[str, Any]:
     """The object that ``text`` holds. Raises ``kind`` for anything else."""
     try:
+        text = text.decode() if isinstance(text, bytes) else text
         found = json.loads(text)
-        str(found).encode()  # half a surrogate pair is no text, and could not be written again
+        if _SURROGATE.search(text):  # half of a pair is no text: it could not be written again
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as problem:
         why = "nested too deeply" if isinstance(problem, RecursionError) else problem
         raise kind(f"cannot be read as JSON: {why}", where=where) from problem
@@ -42,3 +47,18 @@ def checked(
             where=where,
             found=given[:80] if first["type"] != "missing" else None,
         ) from error
+
+
+def text_of(path: Path) -> str:
+    """A UTF-8 text file. Raises ConfigError."""
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=path) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is no UTF-8 text: {error}", where=path) from error
+
+
+def read_part(schema: type[Model], path: Path) -> Model:
+    """A file that need not be there: without it the schema's defaults. Raises ConfigError."""
+    return checked(schema, json_object(text_of(path), path) if path.is_file() else {}, path)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlc_bridge.artifact.json_text import checked, json_object
+from mlc_bridge.artifact.stamp import Stamp, stamp_of
 from mlc_bridge.errors import ArtifactError
 
 Limit = Annotated[int, Field(strict=True, ge=-1, le=2**31 - 1)]
@@ -37,11 +38,6 @@ class KVCache(_Part):
     head_dim: Count
 
 
-class Ours(_Part):
-    fingerprint: str | None = None
-    cpu_flags: list[str] = []
-
-
 class LibMetadata(_Part):
     """The keys that somebody reads."""
 
@@ -57,7 +53,7 @@ class LibMetadata(_Part):
     kv_cache: KVCache | None = None
     kv_state_kind: str = "kv_cache"
     model_task: str = "chat"
-    mlc_bridge: Ours | None = None
+    mlc_bridge: Stamp | None = None
 
 
 def parse_metadata(text: str | bytes, where: Path) -> dict[str, Any]:
@@ -90,7 +86,7 @@ def check_runnable(metadata: Mapping[str, Any], where: Path) -> None:
 
 def check_cpu(metadata: Mapping[str, Any], path: Path) -> None:
     """An instruction that is not here would end the process; our libs say which they use."""
-    needed = set((metadata.get("mlc_bridge") or {}).get("cpu_flags") or ())
+    needed = set(stamp_of(metadata, path).cpu_flags)
     cpuinfo = Path("/proc/cpuinfo")
     if not needed or not cpuinfo.exists():
         return

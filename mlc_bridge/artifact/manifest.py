@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlc_bridge.artifact.stamp import stamp_of
 from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
 from mlc_bridge.errors import ArtifactError
 
@@ -63,7 +64,8 @@ def check_lib(metadata: Mapping[str, Any], artifact_dir: str | Path) -> None:
     cache = read_index(artifact_dir)
     for param in metadata["params"]:
         _check_param(param, cache)
-    ours, theirs = _stamp(metadata), _stamp(cache.metadata)
+    ours = stamp_of(metadata, "the lib").fingerprint
+    theirs = stamp_of(cache.metadata, cache.directory).fingerprint
     if ours is not None and theirs is not None and ours != theirs:
         raise ArtifactError(
             "the lib and the weights come from different builds",
@@ -94,7 +96,3 @@ def _check_param(param: Mapping[str, Any], cache: TensorCache) -> None:
             expected=f"{list(param['shape'])} {param['dtype']}",
             todo="Compile the lib again for these weights",
         )
-
-
-def _stamp(metadata: Mapping[str, Any]) -> str | None:
-    return (metadata.get("mlc_bridge") or {}).get("fingerprint")

@@ -29,6 +29,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from mlc_bridge.artifact.inventory import INDEX
+from mlc_bridge.artifact.stamp import Stamp
 from mlc_bridge.errors import ArtifactError
 
 AGAIN = "Convert or download the model again"
@@ -79,13 +80,6 @@ class Record:
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
-
-
-class Stamp(_Strict):
-    """Ours inside ``metadata``: see ``manifest.py``."""
-
-    version: str | None = None
-    fingerprint: str | None = None
 
 
 class Metadata(_Strict):

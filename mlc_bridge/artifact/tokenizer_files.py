@@ -16,8 +16,10 @@ from typing import Any
 
 from mlc_bridge.artifact.chat_template import TEMPLATE, special_tokens, template_source
 from mlc_bridge.artifact.conversation import Conversation
+from mlc_bridge.artifact.json_text import checked, json_object, read_part
 from mlc_bridge.artifact.tokenizer_backend import encode, open_tokenizer
 from mlc_bridge.artifact.tokenizer_info import tokenizer_info
+from mlc_bridge.artifact.tokenizer_schema import TokenizerConfig, TokenizerJson
 from mlc_bridge.errors import ConfigError, MissingDependency
 
 COPIED = (
@@ -38,12 +40,12 @@ class TokenizerFiles:
     directory: Path
     contents: Mapping[str, bytes]
     notes: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: TokenizerConfig = field(default_factory=TokenizerConfig)
 
     @classmethod
     def read(cls, directory: Path) -> TokenizerFiles:
         """Raises ``ConfigError`` for a tokenizer that MLC's engine could not use."""
-        contents = {n: (directory / n).read_bytes() for n in COPIED if (directory / n).is_file()}
+        contents = {n: _read(directory / n) for n in COPIED if (directory / n).is_file()}
         notes: list[str] = []
         if "tokenizer.json" not in contents and _has_slow_tokenizer(directory, contents):
             contents["tokenizer.json"] = _converted(directory)
@@ -55,7 +57,7 @@ class TokenizerFiles:
             notes += found
         else:
             notes.append("the checkpoint has no tokenizer: prompts must be token ids")
-        settings = _json(contents.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+        settings = read_part(TokenizerConfig, directory / "tokenizer_config.json")
         return cls(directory, contents, tuple(notes), settings)
 
     @property
@@ -77,15 +79,15 @@ class TokenizerFiles:
         if self._fast is None:
             return {}
         known = self._backend.get_vocab(with_added_tokens=True)
-        listed = self.settings.get("added_tokens_decoder") or {}
-        return {int(i): t["content"] for i, t in listed.items()} | {i: t for t, i in known.items()}
+        listed = self.settings.added_tokens_decoder or {}
+        return {i: t.content for i, t in listed.items()} | {i: t for t, i in known.items()}
 
     @property
     def added(self) -> set[int]:
         """Ids of the tokens that are found in a text as they stand, not built from its pieces."""
-        listed = self.settings.get("added_tokens_decoder") or {}
+        listed = self.settings.added_tokens_decoder or {}
         return {
-            *map(int, listed),
+            *listed,
             *(self._backend.get_added_tokens_decoder() if self._fast else ()),
         }
 
@@ -140,7 +142,7 @@ class TokenizerFiles:
     @cached_property
     def _fast(self) -> dict[str, Any] | None:
         text = self.contents.get("tokenizer.json")
-        return None if text is None else _json(text, "tokenizer.json")
+        return None if text is None else json_object(text, self.directory / "tokenizer.json")
 
     @cached_property
     def _backend(self) -> Any:
@@ -153,29 +155,26 @@ class TokenizerFiles:
         return open_tokenizer(self.contents["tokenizer.json"], self.directory / "tokenizer.json")
 
 
-def _json(text: bytes, name: str) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"cannot be read as JSON: {error}", where=name) from error
-    if not isinstance(found, dict):
-        raise ConfigError("must hold a JSON object", where=name)
-    return found
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=path) from error
 
 
 def _whole_prompts(text: bytes, where: Path) -> tuple[bytes, list[str]]:
     """tokenizer.json without truncation and padding; refuses tokens that are listed twice."""
-    found = _json(text, str(where))
+    found = json_object(text, where)
     seen: set[str] = set()
-    for token in found.get("added_tokens") or []:
-        if token["content"] in seen:
+    for token in checked(TokenizerJson, found, where).added_tokens or []:
+        if token.content in seen:
             raise ConfigError(
                 "added_tokens lists a token twice, which makes the tokenizer read text wrongly",
                 where=where,
-                found=repr(token["content"]),
+                found=repr(token.content),
                 todo="Remove the wrong entry from added_tokens",
             )
-        seen.add(token["content"])
+        seen.add(token.content)
     cut = [key for key in ("truncation", "padding") if found.get(key)]
     if not cut:
         return text, []

@@ -8,6 +8,7 @@ what is missing or unusable is a ``ConfigError`` that names the key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from mlc_bridge.errors import ConfigError
 
 HF = Mapping[str, Any]
 FULL, LOCAL = "full_attention", "sliding_attention"
+LARGEST, COUNTED = 2**31 - 1, 10_000
+"""Of any size, and of what is listed one by one (layers, experts)."""
 GELU_TANH = "gelu_pytorch_tanh"
 
 
@@ -28,15 +31,32 @@ class Limits:
     batch: int
 
 
+def block_of(hf: HF, key: str) -> dict[str, Any]:
+    """The object under ``key``, empty where there is none."""
+    found = hf.get(key) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{key} must be an object", where="config", found=repr(found)[:60])
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def integer(hf: HF, *keys: str, default: int | None = None, least: int = 1) -> int:
     """The first of ``keys`` that is set; ``default`` when none is."""
     for key, value in [(key, hf.get(key)) for key in keys]:  # all count as read
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise ConfigError(f"{key} must be a whole number", where="config", found=repr(value))
+        if not _is_number(value) or value != int(value):
+            raise ConfigError(
+                f"{key} must be a whole number", where="config", found=repr(value)[:60]
+            )
         if value < least:
             raise ConfigError(f"{key} is too small", found=value, expected=f"at least {least}")
+        most = COUNTED if "layers" in key or "experts" in key else LARGEST
+        if value > most:
+            raise ConfigError(f"{key} is too large", found=value, expected=f"at most {most}")
         return int(value)
     if default is None:
         raise ConfigError(
@@ -50,7 +70,7 @@ def integer(hf: HF, *keys: str, default: int | None = None, least: int = 1) -> i
 def number(hf: HF, key: str, default: float | None = None) -> float:
     """A positive number."""
     value = hf.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    if not _is_number(value) or value <= 0:
         raise ConfigError(f"the model's config needs a positive number as {key}", found=repr(value))
     return value
 
@@ -73,6 +93,7 @@ def rope_theta(hf: HF, default: float = 10000, layers: str | None = None) -> flo
     """Base of the rotary embedding; ``layers`` names a layer type (``full_attention``)."""
     block = _rope_parameters(hf, layers).get("rope_theta")
     theta = hf.get("position_embedding_base") or block or hf.get("rope_theta") or default
+    theta = number({"rope_theta": theta}, "rope_theta")
     return int(theta) if theta == int(theta) else theta
 
 
@@ -84,7 +105,7 @@ def rope_scaling(
     Without ``partial`` all dimensions of a head are rotated, and a config that says otherwise is
     refused.
     """
-    block = hf.get("rope_scaling") or _rope_parameters(hf, layers)
+    block = block_of(hf, "rope_scaling") or _rope_parameters(hf, layers)
     kind = block.get("rope_type", block.get("type", "default"))
     allowed = ("default", *allowed)
     if kind not in allowed:
@@ -105,7 +126,8 @@ def rope_scaling(
 def local_theta(hf: HF, default: float = 10000) -> float:
     """Base of the rotary embedding in layers with local attention."""
     own = _rope_parameters(hf, "sliding_attention").get("rope_theta")
-    return float(hf.get("rope_local_base_freq") or own or default)
+    theta = hf.get("rope_local_base_freq") or own or default
+    return float(number({"rope_local_base_freq": theta}, "rope_local_base_freq"))
 
 
 def window(hf: HF, *keys: str) -> int:
@@ -130,8 +152,8 @@ def local_layers(hf: HF, every: int) -> None:
 
 
 def _rope_parameters(hf: HF, layers: str | None) -> dict[str, Any]:
-    block = hf.get("rope_parameters") or {}
-    return (block.get(layers) or {}) if layers and layers in block else block
+    block = block_of(hf, "rope_parameters")
+    return block_of(block, layers) if layers and layers in block else block
 
 
 def limits(hf: HF, largest_chunk: int = 8192) -> Limits:

@@ -133,8 +133,10 @@ def _turns(
         role = turn.get(role_key) if isinstance(turn, Mapping) else None
         content = turn.get(content_key) if isinstance(turn, Mapping) else None
         if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content)
-        if role not in ROLES or not isinstance(content, str):
+            content = "".join(
+                str(part.get("text", "")) for part in content if isinstance(part, Mapping)
+            )
+        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise ConfigError(
                 f"a turn needs {role_key} and {content_key}",
                 where=where,
@@ -148,7 +150,7 @@ def _turns(
 def _json(text: str, where: object) -> Any:
     try:
         return json.loads(text)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise ConfigError(f"cannot be read as JSON: {problem}", where=where) from None
 
 

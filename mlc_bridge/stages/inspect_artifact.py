@@ -18,6 +18,7 @@ import numpy as np
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
 from mlc_bridge.artifact.lib_file import read_lib
+from mlc_bridge.artifact.stamp import stamp_of
 from mlc_bridge.artifact.tensor_cache import INDEX, TensorCache, read_index
 from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
 from mlc_bridge.engine.library import (
@@ -115,8 +116,8 @@ def inspect_artifact(directory: str | Path, *, load_lib: bool = False) -> Artifa
         dtypes=dtypes,
         fingerprints={
             "config": config.fingerprint if config else None,
-            "weights": (metadata.get("mlc_bridge") or {}).get("fingerprint"),
-            "lib": (lib.get("mlc_bridge") or {}).get("fingerprint"),
+            "weights": stamp_of(metadata, path).fingerprint,
+            "lib": stamp_of(lib, path).fingerprint,
         },
         lib={key: value for key, value in lib.items() if key != "params"},
         findings=tuple(findings),
@@ -203,7 +204,7 @@ def _numbers_said(cache: TensorCache) -> str:
 
 
 def _same_build(config: ChatConfig, cache: TensorCache) -> str:
-    weights = (cache.metadata.get("mlc_bridge") or {}).get("fingerprint")
+    weights = stamp_of(cache.metadata, cache.directory).fingerprint
     if config.fingerprint is None or weights is None:
         return "no fingerprints to compare (written by MLC LLM)"
     if config.fingerprint != weights:

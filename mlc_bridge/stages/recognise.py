@@ -10,13 +10,14 @@ weight of every kind (``kinds.py``), and two tables where one is said to be a co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlc_bridge.artifact.generation_values import GenerationValues
+from mlc_bridge.artifact.json_text import checked, json_object, text_of
 from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.errors import CannotExpress, ConfigError, SourceError
 from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
@@ -196,18 +197,16 @@ def architecture(config_json: Mapping[str, Any], home: Path) -> Arch:
 
 
 def read_config(home: Path, name: str = "config.json") -> dict[str, Any]:
-    """The JSON object in ``home / name``; ConfigError where there is none."""
+    """The JSON object in ``home / name``; ConfigError where there is none, or where an id or a
+    sampling value in it has another type.
+    """
     path = home / name
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise ConfigError(
             "no such file", where=path, todo="Give a directory that holds a Hugging Face model"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be read as JSON: {error}", where=path) from error
-    if not isinstance(found, dict):
-        raise ConfigError("must hold a JSON object", where=path)
+        )
+    found = json_object(text_of(path), path)
+    checked(GenerationValues, found, path)
     return found
 
 
