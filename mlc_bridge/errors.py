@@ -16,6 +16,9 @@ Anything else that escapes is a defect of ours and exits with 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class BridgeError(Exception):
     """One paragraph: ``what`` is wrong ``where``, ``found``, ``expected`` and what ``todo``."""
@@ -53,7 +56,11 @@ class SourceError(BridgeError):
 
 
 class UnknownFormat(SourceError):
-    """No source format, or more than one, matches the checkpoint."""
+    """No source format, or more than one, matches; ``evidence`` says why, by source name."""
+
+    def __init__(self, what: str, *, evidence: Mapping[str, object], **about: Any) -> None:
+        self.evidence = evidence
+        super().__init__(what, **about)
 
 
 class CannotExpress(BridgeError):

@@ -21,6 +21,8 @@ import numpy as np
 from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import Array
 from mlc_bridge.sources.dialects import own_words
+from mlc_bridge.sources.foreign import FILES, INSTEAD
+from mlc_bridge.sources.missing import lacks
 from mlc_bridge.sources.tensor_file import Entry, safetensors_entries
 from mlc_bridge.sources.torch_file import torch_entries
 
@@ -155,12 +157,7 @@ class Checkpoint:
         try:
             return self.entries[name]
         except KeyError:
-            raise SourceError(
-                "the checkpoint lacks this tensor",
-                where=name,
-                expected=f"in {self.path}",
-                todo="Fetch the checkpoint again, or check that config.json belongs to it",
-            ) from None
+            raise lacks(name, self.entries, self.path) from None
 
     def _map(self, file: Path) -> Array:
         if file not in self._maps:
@@ -191,6 +188,8 @@ def _weights(directory: Path) -> Path:
                 found=", ".join(f.name for f in found[:4]) + (" ..." if len(found) > 4 else ""),
                 todo="Name the file or index to read, or fetch the missing index",
             )
+    for file in sorted(directory.iterdir()):
+        _refuse_foreign(file)
     raise SourceError(
         "no weights here", where=directory, expected=" or ".join(WEIGHTS[2:4]),
         todo="Give a checkpoint directory, a weights file or its index",
@@ -206,10 +205,16 @@ def _file_entries(file: Path) -> dict[str, Entry]:
         return safetensors_entries(file)
     if file.suffix in (".bin", ".pt", ".pth"):
         return torch_entries(file)
+    _refuse_foreign(file)
     raise SourceError(
         "not a weights file by its name", where=file, found=file.suffix or "no suffix",
         expected=".safetensors, .bin, .pt or .pth",
     )  # fmt: skip
+
+
+def _refuse_foreign(file: Path) -> None:
+    if name := FILES.get(file.suffix.lower()):
+        raise SourceError(f"this is a file of {name}: not supported", where=file, todo=INSTEAD)
 
 
 def _sharded(index: Path) -> dict[str, Entry]:

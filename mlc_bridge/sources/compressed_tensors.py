@@ -39,6 +39,7 @@ from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import PLAIN, Array, PackedArray, Packing, from_signed, pack
 from mlc_bridge.qtensor import QTensor, constant_zero, group_order, reorder
 from mlc_bridge.sources.checkpoint import Checkpoint
+from mlc_bridge.sources.foreign import INSTEAD
 from mlc_bridge.sources.source import (
     FLOATS,
     Evidence,
@@ -199,7 +200,7 @@ def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
     if form not in (None, "mixed-precision", *FORMATS):
         raise SourceError(
             "this form of compressed-tensors is not read", where=layer, found=repr(form),
-            expected=", ".join(FORMATS),
+            expected=", ".join(FORMATS), todo=INSTEAD,
         )  # fmt: skip
     return dict(best[1]["weights"])
 
@@ -207,7 +208,9 @@ def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
 def _refuse_extras(settings: Mapping[str, Any], layer: str) -> None:
     sparse = settings.get("sparsity_config")
     if isinstance(sparse, dict) and sparse.get("format", "dense") != "dense":
-        raise SourceError("sparse weights are not read", where=layer, found=sparse)
+        raise SourceError(
+            "sparse weights are not read", where=layer, found=sparse.get("format"), todo=INSTEAD
+        )
     text = json.dumps(settings.get("transform_config") or {})
     places = re.findall(r'"location": "([^"]*)"', text)
     online = [p for p in places if not p.startswith("weight_")]
@@ -215,6 +218,7 @@ def _refuse_extras(settings: Mapping[str, Any], layer: str) -> None:
         raise SourceError(
             "rotations that run at run time have no place in MLC's graph", where=layer,
             found=f"transform_config with locations {', '.join(online)}",
+            todo=INSTEAD,
         )  # fmt: skip
 
 
@@ -263,7 +267,7 @@ def _bits(layer: str, args: Mapping[str, Any]) -> int:
     if bits not in (1, 2, 4, 8):
         raise SourceError(
             "codes of this width straddle words", where=f"{layer}.weight_packed",
-            found=f"num_bits {bits}", expected="1, 2, 4 or 8",
+            found=f"num_bits {bits}", expected="1, 2, 4 or 8", todo=INSTEAD,
         )  # fmt: skip
     return int(bits)
 

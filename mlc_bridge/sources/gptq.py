@@ -32,6 +32,7 @@ from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import Array, PackedArray, Packing
 from mlc_bridge.qtensor import QTensor, group_order, reorder
 from mlc_bridge.sources.checkpoint import Checkpoint
+from mlc_bridge.sources.foreign import INSTEAD
 from mlc_bridge.sources.source import (
     Evidence,
     Source,
@@ -164,15 +165,18 @@ class GPTQ(Source):
         """The config's bits, which the words of the zeros must confirm; or theirs alone."""
         word_bits = 8 * ckpt.dtype(f"{layer}.qweight").itemsize
         words = ckpt.matrix(f"{layer}.qzeros", *WORDS)[1]
+        if asked in (3, 5, 6, 7):
+            raise SourceError(
+                f"GPTQ's {asked}-bit codes straddle words and are not read",
+                where=f"{layer}.qweight", todo=INSTEAD,
+            )  # fmt: skip
         stored = [b for b in BITS if -(-n // (word_bits // b)) == words]
         if type(asked) is int and asked in stored:
             return asked
         if asked is None and len(stored) == 1:
             return stored[0]
         raise SourceError(
-            "GPTQ codes of this width are laid out in other ways"
-            if asked not in (None, *BITS)
-            else "the bits and the zero points disagree", where=f"{layer}.qweight",
+            "the bits and the zero points disagree", where=f"{layer}.qweight",
             found=f"bits {asked!r} in the config and {words} words for {n} zero points",
             expected=f"bits {' or '.join(map(str, stored or BITS))}",
         )  # fmt: skip
