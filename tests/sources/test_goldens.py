@@ -1,7 +1,7 @@
 """Every source against files that the quantization tools themselves wrote (tests/golden/sources).
 
 Codes and zeros must be equal; weights agree to the rounding of the type the tool computed in, which
-is the type of the scales; outputs agree within the tool's own arithmetic.
+is the type of the scales or of its weights; outputs agree within the tool's own arithmetic.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def test_weights_codes_and_zeros(case: Path) -> None:
                 wanted = expected.tensor(f"{layer}.{name}")
                 offset = 1 << (q.bits - 1) if wanted.dtype.kind == "i" else 0
                 assert np.array_equal(in_order(q, got.unpack(), name), wanted.astype(int) + offset)
-        bound = ROUNDING.get(q.scale.dtype, 1e-6) * np.abs(weight) + 6e-8
+        rounding = max(ROUNDING.get(x.dtype, 1e-6) for x in (q.scale, weight))
+        bound = rounding * np.abs(weight.astype(np.float32)) + 6e-8
         assert (np.abs(q.dequantize() - weight) <= bound + extra(case, q)).all()
 
 
