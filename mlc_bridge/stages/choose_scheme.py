@@ -9,6 +9,7 @@ would refuse is refused before anything is written. How every layer is looked at
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from mlc_bridge.artifact.tensor_cache import dtype_of
@@ -30,6 +31,14 @@ def form_of(weight: Weight, scheme: Scheme, *, quantized: bool = True) -> Scheme
     return BY_DTYPE[scheme.model_dtype]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The scheme, and the fused layers (MLC paths) that it holds only part by part."""
+
+    scheme: Scheme
+    split: tuple[str, ...] = ()
+
+
 def choose_scheme(
     ckpt: Checkpoint,
     source: Source,
@@ -37,26 +46,35 @@ def choose_scheme(
     kinds: Sequence[Kind],
     quantization: str,
     requantize: Requantize,
-) -> Scheme:
+) -> Choice:
     """The scheme; raises CannotExpress or ConfigError where a layer does not fit exactly.
 
-    Layers that ``requantize`` covers may be rounded, so they do not count.
+    Layers that ``requantize`` covers may be rounded, so they do not count. ``auto`` takes a scheme
+    that needs layers to stand apart only where no other holds the file.
     """
     exact = [kind for kind in kinds if not all(requantize.covers(m.weight) for m in kind.matrices)]
     if quantization != AUTO:
         scheme = SCHEMES[quantization]
         if refused := refusal(scheme, exact):
             raise _named(refused, scheme, exact)
-        return scheme
+        return Choice(scheme, _split(scheme, exact, requantize))
     if not source.layers(ckpt):
-        return SCHEMES[_float_scheme(ckpt, weights)]
+        return Choice(SCHEMES[_float_scheme(ckpt, weights)])
     nearest: tuple[int, CannotExpress | None] = -1, None
-    for scheme in candidates():
-        held, refused = _held(scheme, exact)
-        if refused is None:
-            return scheme
-        nearest = max(nearest, (held, refused), key=lambda one: one[0])
+    for apart in (False, True):
+        for scheme in candidates():
+            held, refused = _held(scheme, exact, apart=apart)
+            if refused is None:
+                return Choice(scheme, _split(scheme, exact, requantize))
+            nearest = max(nearest, (held, refused), key=lambda one: one[0])
     raise _none(ckpt, source, nearest[1], exact)
+
+
+def _split(scheme: Scheme, kinds: Iterable[Kind], requantize: Requantize) -> tuple[str, ...]:
+    """Fused weights that are held only part by part."""
+    wide = (k for k in kinds if k.why_not(form_of(k.first.weight, scheme)))
+    found = (m.weight for kind in wide for m in kind.matrices)
+    return tuple(dict.fromkeys(w.path for w in found if not requantize.covers(w)))
 
 
 def candidates() -> Iterable[Scheme]:
@@ -66,15 +84,20 @@ def candidates() -> Iterable[Scheme]:
 
 
 def refusal(scheme: Scheme, kinds: Iterable[Kind]) -> CannotExpress | None:
-    """Why ``scheme`` cannot hold one of these kinds exactly; None when it holds them all."""
-    return _held(scheme, kinds)[1]
+    """Why ``scheme`` cannot hold one of these kinds exactly; None when it holds them all.
+
+    Fused layers may stand apart.
+    """
+    return _held(scheme, kinds, apart=True)[1]
 
 
-def _held(scheme: Scheme, kinds: Iterable[Kind]) -> tuple[int, CannotExpress | None]:
+def _held(
+    scheme: Scheme, kinds: Iterable[Kind], *, apart: bool
+) -> tuple[int, CannotExpress | None]:
     """How many kinds the scheme holds before the first that it does not, and why not that one."""
     held = 0
     for held, kind in enumerate(kinds):
-        if why := kind.why_not(form_of(kind.first.weight, scheme)):
+        if why := kind.why_not(form_of(kind.first.weight, scheme), apart=apart):
             return held, why
     return held + 1, None
 

@@ -49,6 +49,7 @@ class Kind:
     source: Source
     matrices: list[Matrix] = field(default_factory=list)
     _parts: list[Read] | None = None
+    _why: dict[tuple[str, bool], CannotExpress | None] = field(default_factory=dict)
 
     @property
     def first(self) -> Matrix:
@@ -72,14 +73,30 @@ class Kind:
         """Of the widest code."""
         return max(part.bits for part in self.parts if isinstance(part, QTensor))
 
-    def why_not(self, scheme: Scheme) -> CannotExpress | None:
-        """Why ``scheme`` cannot hold these matrices exactly; None when it can."""
+    def why_not(self, scheme: Scheme, *, apart: bool = False) -> CannotExpress | None:
+        """Why ``scheme`` cannot hold these matrices exactly; None when it can.
+
+        ``apart``: it is enough that it holds each checkpoint layer as a weight of its own.
+        """
+        key = scheme.name, apart
+        if key not in self._why:
+            self._why[key] = self._ask(scheme)
+            if apart and self._why[key] and len(self.parts) > 1:
+                each = [self._ask(scheme, i) for i in range(len(self.parts))]
+                self._why[key] = self._why[key] if any(each) else None
+        return self._why[key]
+
+    def _ask(self, scheme: Scheme, only: int | None = None) -> CannotExpress | None:
+        """The same of all parts together, or of one alone."""
+        weight, path = self.first.weight, self.first.path
+        n, parts = weight.n, self.parts
+        if only is not None:
+            n, parts, path = weight.rows[only], [parts[only]], self.first.layers[only]
         try:
-            weight = self.first.weight
             if weight.experts:
                 scheme.dequantize(weight.k)  # refuses by name where a scheme has no experts
-            scheme.params(weight.n, weight.k)
-            express(self.parts, scheme, self.first.path)
+            scheme.params(n, weight.k)
+            express(parts, scheme, path)
         except CannotExpress as error:
             return error
         return None

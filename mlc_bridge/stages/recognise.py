@@ -10,8 +10,8 @@ weight of every kind (``kinds.py``), and two tables where one is said to be a co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from mlc_bridge.stages.kinds import kinds, nbytes
 from mlc_bridge.stages.left_out import left_out, same_values
 from mlc_bridge.stages.requantize import Requantize
 
+NOTHING = Requantize()
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 Limits = Mapping[str, int]
 
@@ -102,24 +103,43 @@ class Recognised(Model):
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What holds under every scheme; ``untied``: why a tied head is kept after all."""
+    """What holds under every scheme; ``given`` is what the config says beyond config.json.
+
+    ``untied``: why a tied head is kept after all.
+    """
 
     ckpt: Checkpoint
     source: Source
     arch: Arch
-    config: ModelConfig
+    given: Mapping[str, Any]
     left_out: Mapping[str, str]
     untied: str | None
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        return self.arch.config(self.ckpt.config, **self.given)
 
     @cached_property
     def weights(self) -> Sequence[Weight]:
         return self.arch.weights(self.config)
 
+    def split(self, paths: Sequence[str]) -> Surveyed:
+        """The same with these fused layers in parts, beside those that are already."""
+        every = (*self.config.split_layers, *paths)
+        return replace(self, given={**self.given, "split_layers": every}) if paths else self
+
     @property
     def notes(self) -> tuple[str, ...]:
-        keys = ", ".join(self.arch.unused(self.ckpt.config))
-        unknown = f"unknown in config.json, not used: {keys}" if keys else None
-        return tuple(filter(None, (self.untied, unknown)))
+        """What the user should know."""
+        told = [self.untied] if self.untied else []
+        if split := self.config.split_layers:
+            told.append(
+                f"{len(split)} fused layers (the first is {split[0]}) stand apart as in the "
+                "checkpoint: no single weight holds their parts exactly"
+            )
+        if keys := self.arch.unused(self.ckpt.config):
+            told.append(f"unknown in config.json, not used: {', '.join(keys)}")
+        return tuple(told)
 
 
 def recognise(
@@ -136,13 +156,14 @@ def recognise(
     Raises SourceError (the files), ConfigError (config.json, flags), CannotExpress (the scheme).
     """
     ckpt, fmt = detected(open_checkpoint(model_dir, source), source_format)
-    found = survey(ckpt, fmt, limits)
     wish = Requantize.of(requantize)
+    found = survey(ckpt, fmt, limits, wish)
     wish.check(found.weights)
     alike = kinds(ckpt, fmt, found.weights)
-    scheme = choose_scheme(ckpt, fmt, found.weights, alike, quantization, wish)
-    notes = (*found.notes, *filter(None, (widened(scheme, alike),)))
-    model = Recognised(found.arch, found.config, scheme, ckpt, fmt, found.left_out, notes)
+    choice = choose_scheme(ckpt, fmt, found.weights, alike, quantization, wish)
+    found = found.split(choice.split)
+    notes = (*found.notes, *filter(None, (widened(choice.scheme, alike),)))
+    model = Recognised(found.arch, found.config, choice.scheme, ckpt, fmt, found.left_out, notes)
     model.specs  # noqa: B018  raises where a shape does not fit the scheme
     return model
 
@@ -210,7 +231,12 @@ def read_config(home: Path, name: str = "config.json") -> dict[str, Any]:
     return found
 
 
-def survey(ckpt: Checkpoint, source: Source, limits: Limits | None = None) -> Surveyed:
+def survey(
+    ckpt: Checkpoint,
+    source: Source,
+    limits: Limits | None = None,
+    requantize: Requantize = NOTHING,
+) -> Surveyed:
     """Config and tensors held against each other; what no scheme has a say in."""
     if not ckpt.config:
         read_config(ckpt.path)
@@ -219,14 +245,20 @@ def survey(ckpt: Checkpoint, source: Source, limits: Limits | None = None) -> Su
     untied = _untied(ckpt, source, arch, given)
     if untied:
         given["tie_word_embeddings"] = False
-    config = arch.config(ckpt.config, **given)
-    floats = _float_layers(ckpt, source, arch.weights(config))
-    config = arch.config(ckpt.config, **given, float_layers=floats) if floats else config
-    weights = arch.weights(config)
+
+    def weights() -> Sequence[Weight]:
+        return arch.weights(arch.config(ckpt.config, **given))
+
+    quantized = set(source.layers(ckpt))
+    if split := _partly_float(weights(), quantized, requantize):
+        given["split_layers"] = split
+    if floats := _float_layers(weights(), quantized, requantize):
+        given["float_layers"] = floats
+    table = weights()
     source.check_whole(ckpt)
-    for weight in weights:
+    for weight in table:
         _check(ckpt, source, weight)
-    return Surveyed(ckpt, source, arch, config, left_out(ckpt, source, weights), untied)
+    return Surveyed(ckpt, source, arch, given, left_out(ckpt, source, table), untied)
 
 
 def _untied(ckpt: Checkpoint, source: Source, arch: Arch, given: Mapping[str, Any]) -> str | None:
@@ -251,26 +283,40 @@ def _untied(ckpt: Checkpoint, source: Source, arch: Arch, given: Mapping[str, An
     )
 
 
-def _float_layers(ckpt: Checkpoint, source: Source, weights: Sequence[Weight]) -> tuple[str, ...]:
+def _partly_float(
+    weights: Sequence[Weight], quantized: Set[str], requantize: Requantize
+) -> tuple[str, ...]:
+    """MLC paths of fused linears whose parts are float here and quantized there."""
+
+    def mixed(layers: Sequence[str]) -> bool:
+        return len({layer in quantized for layer in layers}) > 1
+
+    fused = [w for w in weights if w.role == "linear" and len(w.rows) > 1]
+    return tuple(w.path for w in fused if mixed(w.sources) and not requantize.covers(w))
+
+
+def _float_layers(
+    weights: Sequence[Weight], quantized: Set[str], requantize: Requantize
+) -> tuple[str, ...]:
     """MLC paths of linears that a quantized checkpoint leaves float; the tensors on disk say it.
 
     Tools leave layers out by lists of names (``modules_to_not_convert``, ``ignore``) or by mixed
-    precision without any list. Raises CannotExpress for a fused layer that is partly float.
+    precision without any list. Raises CannotExpress for experts of which only some are float.
     """
-    quantized = set(source.layers(ckpt))
     found = []
     for weight in weights if quantized else ():
         left = [layer for layer in weight.sources if layer not in quantized]
         if weight.role != "linear" or not left:
             continue
-        if len(left) < len(weight.sources):
+        if len(left) == len(weight.sources):
+            found.append(weight.path)
+        elif not requantize.covers(weight):
             raise CannotExpress(
                 weight.path,
-                "One fused layer",
-                f"the checkpoint leaves {', '.join(left)} in float and quantizes the others",
-                todo="Quantize the model again with these layers treated alike",
+                "One stack of experts",
+                f"the checkpoint leaves {', '.join(left[:3])} in float and quantizes the others",
+                todo="Quantize the model again with its experts treated alike",
             )
-        found.append(weight.path)
     return tuple(found)
 
 

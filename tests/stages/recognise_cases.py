@@ -35,6 +35,10 @@ def write(home: Path, tensors: Tensors, config: Json) -> Path:
     home.mkdir(parents=True)
     save_file({n: np.ascontiguousarray(a) for n, a in tensors.items()}, home / "model.safetensors")
     (home / "config.json").write_text(json.dumps(config))
+    return with_texts(home)
+
+
+def with_texts(home: Path) -> Path:
     for name in TEXTS:
         shutil.copyfile(EXAMPLE / name, home / name)
     return home
@@ -44,12 +48,17 @@ def grown(case: Path, home: Path) -> Path:
     """The golden ``case`` as a whole model of one layer."""
     ckpt = Checkpoint.open(case)
     source = detect(ckpt)
+    if "model.embed_tokens.weight" in ckpt:  # a whole model already
+        shutil.copytree(case, home)
+        return with_texts(home)
     config = {**ckpt.config, **sizes(ckpt, source)}
-    types = ckpt.json("quant_model_description*.json")
+    types = dict(ckpt.json("quant_model_description*.json"))
+    described = bool(types)
     tensors: Tensors = {}
     for layer in owners(ckpt, source):
         for sibling in siblings(layer.rpartition(".")[2]):
-            name = f"model.layers.0.{layer.split('.')[-2]}.{sibling}"
+            block = f"model.layers.0.{layer.split('.')[-2]}." if "." in layer else ""
+            name = block + sibling
             for part in (n for n in ckpt.names if n.startswith(f"{layer}.")):
                 tensors[name + part.removeprefix(layer)] = ckpt.tensor(part)
                 types[name + part.removeprefix(layer)] = types.get(part)
@@ -59,7 +68,7 @@ def grown(case: Path, home: Path) -> Path:
     write(home, tensors, config)
     for extra in case.glob("quantize_config.json"):
         shutil.copyfile(extra, home / extra.name)
-    if ckpt.json("quant_model_description*.json"):
+    if described:
         known = {n: types.get(n) or "FLOAT" for n in tensors}
         known |= {k: v for k, v in types.items() if "." not in k}
         (home / "quant_model_description.json").write_text(json.dumps(known))
@@ -80,15 +89,17 @@ def sizes(ckpt: Checkpoint, source: Any) -> Json:
     for layer in owners(ckpt, source):
         n, k = source.read(ckpt, layer).shape
         last = layer.rpartition(".")[2]
-        if last == "down_proj":
+        if last == "lm_head":
+            found |= {"hidden_size": k, "vocab_size": n}
+        elif last == "down_proj":
             found |= {"hidden_size": n, "intermediate_size": k}
         elif last == "up_proj":
             found |= {"hidden_size": k, "intermediate_size": n}
         else:
             found |= {"hidden_size": k, "head_dim": n}
     return {
-        **found, "model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 1,
-        "num_key_value_heads": 1, "vocab_size": 4096, "rms_norm_eps": 1e-6,
+        "vocab_size": 4096, **found, "model_type": "llama", "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "rms_norm_eps": 1e-6,
         "max_position_embeddings": 128, "tie_word_embeddings": False,
     }  # fmt: skip
 
@@ -205,6 +216,26 @@ def one_wide_scale(home: Path) -> Path:
     return write(home, tensors, example.as_gptq())
 
 
+def float_v_proj(home: Path) -> Path:
+    """One part of a fused layer left in float, as tools leave layers that are hard to round."""
+    example, name = Example(), "model.layers.2.self_attn.v_proj"
+    tensors = example.tensors(but=(name,))
+    tensors[f"{name}.weight"] = example.layers[name].dequantize().astype(np.float16)
+    return write(home, tensors, example.config)
+
+
+def scales_of_their_own(home: Path) -> Path:
+    """Float8 of a real tool, each of q, k and v with a scale of its own."""
+    grown(GOLDEN / "sources" / "hf-fp8" / "per-tensor-static", home)
+    ckpt = Checkpoint.open(home)
+    tensors = {n: np.array(ckpt.tensor(n)) for n in ckpt.names}
+    for factor, part in ((0.5, "k_proj"), (2, "v_proj")):
+        name = next(n for n in tensors if f"{part}.weight_scale" in n)
+        tensors[name] = (tensors[name].astype(np.float32) * factor).astype(tensors[name].dtype)
+    save_file(tensors, home / "model.safetensors")
+    return home
+
+
 def missing_part(home: Path) -> Path:
     example = Example()
     tensors = example.tensors()
@@ -223,5 +254,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], str]] = {
         one_wide_scale,
         "no quantization scheme holds every layer.*down_proj",
     ),
+    "v_proj is float, q and k are not": (float_v_proj, "q4f16_autoawq"),
+    "float8 scales of their own": (scales_of_their_own, "e4m3_e4m3_f16"),
     "a tensor is missing": (missing_part, "up_proj.scales"),
 }

@@ -196,9 +196,10 @@ def test_a_bias_that_matters_is_not_dropped(tmp_path, model):
 
 def float_layer(layer):
     def edit(tensors):
+        k, n = (tensors[f"{layer}.{s}"].shape[i] for i, s in enumerate(("qweight", "scales")))
         for suffix in ("qweight", "qzeros", "scales"):
-            shape = tensors.pop(f"{layer}.{suffix}").shape
-        tensors[f"{layer}.weight"] = np.ones((shape[1], 768), np.float16)
+            del tensors[f"{layer}.{suffix}"]
+        tensors[f"{layer}.weight"] = np.linspace(-1, 1, n * k, dtype=np.float16).reshape(n, k)
 
     return edit
 
@@ -211,9 +212,23 @@ def test_a_layer_left_in_float_stays_float(tmp_path, model):
     assert read_index(tmp_path / "out").records[f"{layer}.weight"].shape == (256, 768)
 
 
-def test_a_fused_layer_partly_in_float_is_refused(tmp_path, model):
-    home = model(float_layer("model.layers.1.mlp.up_proj"))
-    refused(home, tmp_path / "out", CannotExpress, r"gate_up_proj.*up_proj in float")
+def test_a_fused_layer_partly_in_float_stands_apart(tmp_path, model):
+    """Both parts as they are in the file; with --requantize by name it is one again, rounded."""
+    home, mlp = model(float_layer("model.layers.1.mlp.up_proj")), "model.layers.1.mlp"
+    report = convert_weight(ConvertJob(home, tmp_path / "out"))
+    assert report.quantization == "q4f16_autoawq"
+    assert report.float_layers == (f"{mlp}.up_proj",)
+    cache, raw = read_index(tmp_path / "out"), load_file(home / "model.safetensors")
+    assert np.array_equal(cache.array(f"{mlp}.up_proj.weight"), raw[f"{mlp}.up_proj.weight"])
+    for suffix in ("qweight", "qzeros", "scales"):
+        part = cache.array(f"{mlp}.gate_proj.{suffix}")
+        assert np.array_equal(part.view(raw[f"{mlp}.gate_proj.{suffix}"].dtype),
+                              raw[f"{mlp}.gate_proj.{suffix}"])  # fmt: skip
+    assert f"{mlp}.gate_up_proj" in " ".join(report.findings)
+    wish = ConvertJob(home, tmp_path / "one", requantize="model.layers.1.mlp.gate_up_proj")
+    rounded = convert_weight(wish)
+    assert [e.layer for e in rounded.requantized] == [f"{mlp}.gate_up_proj"]
+    assert rounded.float_layers == ()
 
 
 def test_what_float16_cannot_hold_is_refused(tmp_path, model):
