@@ -255,6 +255,6 @@ MADE: dict[str, tuple[Callable[[Path], Path], str]] = {
         "no quantization scheme holds every layer.*down_proj",
     ),
     "v_proj is float, q and k are not": (float_v_proj, "q4f16_autoawq"),
-    "float8 scales of their own": (scales_of_their_own, "e4m3_e4m3_f16"),
+    "float8 scales of their own": (scales_of_their_own, "fp8_e4m3fn_f16_row_scale"),
     "a tensor is missing": (missing_part, "up_proj.scales"),
 }

@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recognise_cases import EXAMPLE, GOLDEN, MADE, Example, another_head, float_model, grown, write
+from recognise_cases import (
+    EXAMPLE,
+    GOLDEN,
+    MADE,
+    Example,
+    another_head,
+    float_model,
+    grown,
+    scales_of_their_own,
+    write,
+)
 
 from mlc_bridge import (
     BuildJob,
@@ -186,3 +196,23 @@ def test_a_key_that_nobody_reads_is_named(tmp_path: Path) -> None:
 def edit(home: Path, **changes: Any) -> None:
     path = home / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_scales_of_their_own_stand_apart_under_one_scale(tmp_path: Path) -> None:
+    """MLC's scheme has one scale a weight: q, k and v as they are in the file, in three weights."""
+    home = scales_of_their_own(tmp_path / "model")
+    wish = ConvertJob(home, tmp_path / "out", "e4m3_e4m3_f16")
+    findings = " ".join(convert_weight(wish).findings)
+    assert "self_attn.c_attn" in findings
+    ckpt, source = detected(open_checkpoint(home))
+    cache, scheme = read_index(tmp_path / "out"), SCHEMES["e4m3_e4m3_f16"]
+    for part in "qkv":
+        layer = f"model.layers.0.self_attn.{part}_proj"
+        params = {s: cache.array(f"{layer}.{s}") for s in scheme.params(64, 256)}
+        exact = source.read(ckpt, layer)
+        assert np.array_equal(scheme.decode(params).dequantize(), exact.dequantize())  # type: ignore[union-attr]
+    assert {k for k, _ in ask(home, tmp_path / "o", quantization=scheme.name).values()} == {
+        "scheme"
+    }
+    job = ConvertJob(home, tmp_path / "one", scheme.name, requantize="q_proj")
+    assert [e.layer.rpartition(".")[2] for e in convert_weight(job).requantized] == ["c_attn"]
