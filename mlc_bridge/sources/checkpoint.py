@@ -38,6 +38,8 @@ WEIGHTS = (
     "*.pt",
     "*.safetensors",
 )
+LONGEST_JSON = 100_000_000
+DEEPEST = 64
 # Where tools keep their quantization settings when config.json has none.
 QUANT_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
@@ -59,8 +61,8 @@ class Checkpoint:
         Raises SourceError, naming file and tensor, for anything missing, damaged or unsafe.
         """
         path = Path(path)
-        weights = _weights(path) if path.is_dir() else path
-        if not weights.is_file():
+        weights = _weights(path) if _is_dir(path) else path
+        if not _is_file(weights):
             raise SourceError("no such file or directory", where=path)
         home = Path(config_dir) if config_dir is not None else weights.parent
         config = _read_json(home / "config.json") if (home / "config.json").is_file() else {}
@@ -222,8 +224,10 @@ def _sharded(index: Path) -> dict[str, Entry]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError("the index has no weight_map", where=index)
+    if odd := [s for s in weight_map.values() if not isinstance(s, str)]:
+        raise SourceError("a shard is no file name", where=index, found=repr(odd[0])[:80])
     entries: dict[str, Entry] = {}
-    for shard in sorted({str(s) for s in weight_map.values()}):
+    for shard in sorted(set(weight_map.values())):
         for name, entry in _file_entries(_shard(index, shard)).items():
             if name in entries:
                 raise SourceError(
@@ -252,7 +256,7 @@ def _shard(index: Path, name: str) -> Path:
     if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
         raise unsafe
     file = index.parent / name
-    if not file.is_file():
+    if not _is_file(file):
         raise SourceError(
             "a shard is missing", where=index, expected=name, todo="Fetch the missing file"
         )
@@ -264,11 +268,41 @@ def _shard(index: Path, name: str) -> Path:
     return file
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _is_dir(path: Path) -> bool:
     try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file system can hold is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``, of a size and depth that tools write."""
+    try:
+        if file.stat().st_size > LONGEST_JSON:
+            raise ValueError(f"{file.stat().st_size} bytes")
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise SourceError("not valid JSON", where=file, found=str(error)) from None
+        _check_depth(value)
+    except (ValueError, RecursionError, OSError) as error:
+        raise SourceError("not valid JSON", where=file, found=str(error)[:200]) from None
     if not isinstance(value, dict):
         raise SourceError("not a JSON object", where=file, found=type(value).__name__)
     return value
+
+
+def _check_depth(value: Any) -> None:
+    """Nothing lies deeper than ``DEEPEST``: what reads settings may then call itself."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        below = (x.values() if isinstance(x, dict) else x for x in level)
+        level = [y for x in below for y in x if isinstance(y, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST} levels deep")

@@ -24,18 +24,26 @@ def resolve(model: str | Path, cache_dir: Path | None = None) -> Path:
 
     Raises SourceError when ``model`` is neither, or when the hub does not give it.
     """
-    path = Path(model).expanduser()
-    if path.exists():
+    if (path := _local(model)) is not None:
         return path
     match = HUB_ID.fullmatch(str(model))
     if not match:
         raise SourceError(
             "no such file or directory, and no hub id",
-            where=model,
+            where=str(model)[:200],
             expected="a checkpoint directory or org/name[@revision]",
         )
     repo, revision = match["repo"], match["revision"]
     return _cached(repo, revision, cache_dir) or _fetch(repo, revision, cache_dir)
+
+
+def _local(model: str | Path) -> Path | None:
+    """The path, if there is one; no file system holds some names, and no user has some homes."""
+    try:
+        path = Path(model).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _cached(repo: str, revision: str | None, cache_dir: Path | None) -> Path | None:

@@ -180,7 +180,7 @@ def test_hub_cache_links_are_followed(tmp_path: Path) -> None:
         ({**GOOD_MAP, "c": "model-2.safetensors"}, "c: the index names a tensor"),
         ({"a": "model-2.safetensors", "b": "model-1.safetensors"}, "a: the index names a tensor"),
         ({}, "no weight_map"),
-        ({"a": 3}, "leads out|missing"),
+        ({"a": 3}, "a shard is no file name; found 3"),
     ],
 )
 def test_index_that_does_not_fit(tmp_path: Path, weight_map: Any, message: str) -> None:

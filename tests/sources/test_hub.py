@@ -69,3 +69,9 @@ def test_without_network(tmp_path: Path, how: str) -> None:
     )  # fmt: skip
     assert run.stdout.startswith("org/name: not a local path")
     assert "give a local directory" in run.stdout
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~no-such-user/x y", "a\0b"])
+def test_names_that_no_file_system_holds(name: str) -> None:
+    with pytest.raises(SourceError, match="no hub id"):
+        resolve(name)
