@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -51,7 +51,6 @@ class ShardWriter:
     """Writes the weights of one model directory; a context manager that publishes on a clean exit.
 
     ``metadata`` becomes the index's metadata block and may be filled until the block ends.
-    ``beside``: patterns of other files that will be put into ``folder`` and published with them.
     On any exception, Ctrl-C included, nothing new is left in the directory, but for ``job``: a
     hash of all that decides the bytes. With it a killed run's ``finished`` parameters need only be
     named again (``keep``), and Ctrl-C leaves them for the next run from ``WORTH_KEEPING`` on.
@@ -63,7 +62,6 @@ class ShardWriter:
         metadata: Mapping[str, Any] | None = None,
         *,
         md5: bool = True,
-        beside: Iterable[str] = (),
         job: str | None = None,
     ) -> None:
         self.directory = Path(directory)
@@ -78,21 +76,15 @@ class ShardWriter:
         self._pending_bytes = 0
         self._file: _Hashed | None = None
         self._refusal = "cannot write the weights"
-        self._writes = (*WRITTEN, *beside)
         self._space = Workspace(
             self.directory,
-            self._writes,
+            WRITTEN,
             refusal=self._refusal,
             folder=WEIGHTS_WORK,
             goes_on=lambda: self._journal.continues(),
         )
         self._journal = Journal(self._space.temp, job)
         self._interrupts = HeldInterrupts()
-
-    @property
-    def folder(self) -> Path:
-        """Where files that shall be published with the weights are written."""
-        return self._space.temp
 
     @property
     def notes(self) -> Mapping[str, Any]:
@@ -175,7 +167,7 @@ class ShardWriter:
     def _write_own(self, record: Record, array: Array | None) -> None:
         name, entry = _shard_name(len(self._shards)), None
         if array is not None:
-            file = _Hashed(self.folder / name)
+            file = _Hashed(self._space.temp / name)
             try:
                 _write(file, array)
             finally:
@@ -184,7 +176,7 @@ class ShardWriter:
 
     def _append(self, record: Record, array: Array | None) -> None:
         if array is not None:
-            self._file = self._file or _Hashed(self.folder / PENDING)
+            self._file = self._file or _Hashed(self._space.temp / PENDING)
             _write(self._file, array)
         self._pending.append(record)
         self.records[record.name] = record
@@ -196,7 +188,7 @@ class ShardWriter:
         name, entry = _shard_name(len(self._shards)), None
         if self._file is not None:
             entry, self._file = self._file.close(), None
-            os.replace(self.folder / PENDING, self.folder / name)
+            os.replace(self._space.temp / PENDING, self._space.temp / name)
         self._register(name, self._pending, entry)
         self._pending, self._pending_bytes = [], 0
 
@@ -220,7 +212,7 @@ class ShardWriter:
         elif self._journal.entries[name].nbytes != shard["nbytes"]:
             raise AssertionError(f"{name}: the run before wrote another shard of this name")
         if self._md5:
-            self._sums.append(self._hashing.submit(_md5, self.folder / name))
+            self._sums.append(self._hashing.submit(_md5, self._space.temp / name))
         self._shards.append(shard)
 
     def _finish(self) -> None:
@@ -229,15 +221,15 @@ class ShardWriter:
             shard["md5sum"] = known.result()
             self._interrupts.check()
         index = {"metadata": self.metadata, "records": self._shards}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
+        (self._space.temp / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
         self._journal.close()
-        (self.folder / JOURNAL).unlink(missing_ok=True)
+        (self._space.temp / JOURNAL).unlink(missing_ok=True)
         listed = Inventory(self._journal.entries).text()
-        (self.folder / INVENTORY).write_text(listed, encoding="utf-8")
+        (self._space.temp / INVENTORY).write_text(listed, encoding="utf-8")
         self._interrupts.check()
 
     def _publish(self) -> None:
-        self._space.publish(INDEX, stale=self._writes)
+        self._space.publish(INDEX, stale=WRITTEN)
 
 
 class _Hashed:

@@ -5,7 +5,8 @@
 
 The source directory is only read. Everything new is written to ``output``: tokenizer files, config,
 report, weights (float32 scales exactly, as ``raw`` records), the index last. Until then ``output``
-holds at most a hidden state file, from which the same command goes on after an interruption.
+holds at most hidden files: a lock's folder, and a state from which the same command goes on after
+an interruption.
 
 ``observer`` reads the scale off what was seen (see ``observers.py``); all of them stand side by
 side in the report. A layer that was never reached, or saw infinities, ends the run with an error
@@ -27,8 +28,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
-from mlc_bridge.artifact.tensor_cache import ShardWriter, TensorCache, read_index
+from mlc_bridge.artifact.tensor_cache import INDEX, WRITTEN, ShardWriter, TensorCache, read_index
 from mlc_bridge.artifact.tokenizer_files import COPIED
+from mlc_bridge.artifact.workspace import Workspace
 from mlc_bridge.engine.library import find_library
 from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.threads import start_pool
@@ -57,6 +59,7 @@ CALIBRATED = "e4m3_e4m3_f16"
 CALIBRATING = "e4m3_e4m3_f16_max_calibrate"
 SUFFIX = ".q_calibration_scale"
 STATE = ".calibration-state.npz"
+WRITES = (CONFIG_NAME, *COPIED, *REPORTS, *WRITTEN)
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,19 @@ def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport
     """
     start = time.perf_counter()
     plan = _plan(job)
-    seen = _observe(plan, progress)
+    with Workspace(plan.output, WRITES) as space:
+        report = _calibrated(plan, progress, start)
+        _write(plan, report, space.temp)
+        space.publish(INDEX, stale=WRITES)
+    (plan.output / STATE).unlink(missing_ok=True)
+    return report
+
+
+def _calibrated(plan: Plan, progress: Progress, start: float) -> CalibrateReport:
+    job, seen = plan.job, _observe(plan, progress)
     layers = tuple(_layer_report(name, seen, job.observer) for name in plan.layers)
     wrong = tuple(f"{layer.layer}: {layer.wrong}" for layer in layers if layer.wrong)
-    report = CalibrateReport(
+    return CalibrateReport(
         output=plan.output,
         observer=job.observer,
         samples=len(plan.samples),
@@ -140,8 +152,6 @@ def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport
         page=plan.output / HTML_NAME,
         seconds=time.perf_counter() - start,
     )
-    _publish(plan, report)
-    return report
 
 
 def _plan(job: CalibrateJob) -> Plan:
@@ -277,17 +287,16 @@ def _verdict(amax: float, chosen: Fit) -> str:
     return ""
 
 
-def _publish(plan: Plan, report: CalibrateReport) -> None:
+def _write(plan: Plan, report: CalibrateReport, folder: Path) -> None:
     scales = {layer.layer + SUFFIX: layer.chosen.scale for layer in report.layers}
     metadata = dict(plan.weights.metadata)
-    with ShardWriter(plan.output, metadata, beside=(CONFIG_NAME, *COPIED, *REPORTS)) as writer:
+    with ShardWriter(folder, metadata) as writer:
         for name in _order(plan.weights, report.layers):
             value = scales.get(name)
             writer.add(name, plan.weights.array(name) if value is None else _scalar(value))
         _count_again(writer, plan.weights)
-        _copy_files(plan, writer.folder)
-        write_report(writer.folder, _facts(plan, report), report.layers)
-    (plan.output / STATE).unlink(missing_ok=True)
+    _copy_files(plan, folder)
+    write_report(folder, _facts(plan, report), report.layers)
 
 
 def _order(weights: TensorCache, layers: Sequence[LayerReport]) -> list[str]:

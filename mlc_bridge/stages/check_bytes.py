@@ -16,7 +16,15 @@ from mlc_bridge.artifact.workspace import WEIGHTS_WORK, WORK
 from mlc_bridge.errors import ArtifactError
 
 SHARDS = "params_shard_*.bin"
-LEFT = (WORK, WEIGHTS_WORK, ".tensor-cache.tmp", ".*.part", f".{CONFIG_NAME}.*", ".lib.so.*")
+LEFT = (
+    WORK,
+    WEIGHTS_WORK,
+    ".tensor-cache.tmp",
+    ".calibration-state.npz",
+    ".*.part",
+    f".{CONFIG_NAME}.*",
+    ".lib.so.*",
+)
 """What runs that were killed leave behind, those of older versions too."""
 
 
