@@ -46,11 +46,15 @@ QUANT_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.jso
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Lazy index of a checkpoint; build it with ``Checkpoint.open``."""
+    """Lazy index of a checkpoint; build it with ``Checkpoint.open``.
+
+    ``read_as``: the source that the user named, whose word goes over the config's.
+    """
 
     path: Path
     config: dict[str, Any]
     entries: Mapping[str, Entry]
+    read_as: str | None = None
     _maps: dict[Path, Array] = field(default_factory=dict, repr=False)
     _texts: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
@@ -139,7 +143,7 @@ class Checkpoint:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """``quantization`` in the words of the tool whose layout the weights have."""
-        return own_words(self.quantization)
+        return own_words(self.quantization, self.read_as)
 
     def json(self, pattern: str) -> dict[str, Any]:
         """The JSON file of this name beside config.json or the weights; empty without one."""

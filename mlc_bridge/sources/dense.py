@@ -11,7 +11,7 @@ class Dense(Source):
     name = "dense"
 
     def evidence(self, ckpt: Checkpoint) -> Evidence:
-        quantized = ckpt.quantization
+        quantized = ckpt.settings
         integers = [n for n in ckpt.names if n.endswith("weight") and ckpt.dtype(n) not in FLOATS]
         packed = [n for n in ckpt.names if n.endswith((".qweight", ".weight_packed"))]
         floats = sum(n.endswith("weight") for n in ckpt.names) - len(integers) - len(packed)

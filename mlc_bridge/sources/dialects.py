@@ -27,11 +27,17 @@ from typing import Any
 Settings = Mapping[str, Any]
 
 
-def own_words(settings: Settings) -> dict[str, Any]:
-    """``settings`` as the tool of the layout itself writes them."""
+def own_words(settings: Settings, wanted: str | None = None) -> dict[str, Any]:
+    """``settings`` as the tool of the layout itself writes them.
+
+    ``wanted``: the source that the user named; its tool's words replace what the settings say.
+    """
+    if wanted in SILENT:
+        return {}
     method = settings.get("quant_method")
     translate = DIALECTS.get(method) if isinstance(method, str) else None
-    return {**settings, **(translate(settings) if translate else {})}
+    own = translate(settings) if translate else {}
+    return {**settings, **own, **(WORDS.get(wanted, {}) if wanted else {})}
 
 
 def _auto_round(settings: Settings) -> Settings:
@@ -71,6 +77,18 @@ def _quark(settings: Settings) -> Settings:
     return {"quant_method": "fp8"} if known else {}
 
 
+SILENT = ("dense", "llm-awq")
+"""Sources whose tools write no settings."""
+WORDS: Mapping[str, Settings] = {
+    "autoawq": {"quant_method": "awq", "version": "gemm"},
+    "autoawq-gemv": {"quant_method": "awq", "version": "gemv"},
+    "autoawq-gemv-fast": {"quant_method": "awq", "version": "gemv_fast"},
+    "autoawq-marlin": {"quant_method": "awq", "version": "marlin"},
+    "gptq": {"quant_method": "gptq"},
+    "compressed-tensors": {"quant_method": "compressed-tensors"},
+    "hf-fp8": {"quant_method": "fp8"},
+}
+"""The words of each source's own tool, for ``--source-format``."""
 DIALECTS: Mapping[str, Callable[[Settings], Settings]] = {
     "awq_marlin": lambda _: {"quant_method": "awq"},
     "gptq_marlin": lambda _: {"quant_method": "gptq"},

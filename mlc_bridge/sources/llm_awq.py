@@ -39,8 +39,8 @@ class LlmAwq(Source):
 
     def evidence(self, ckpt: Checkpoint) -> Evidence:
         supports, against = [], []
-        if ckpt.quantization:
-            against.append(f"the config says {ckpt.quantization.get('quant_method')!r}")
+        if ckpt.settings:
+            against.append(f"the config says {ckpt.settings.get('quant_method')!r}")
         layers = ckpt.layers("qweight")
         scaled = ckpt.layers("scaled_zeros")
         if scaled:

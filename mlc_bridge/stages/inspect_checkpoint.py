@@ -109,7 +109,12 @@ def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> Checkpoi
     """Look at a checkpoint without converting it. Raises ``SourceError`` where it is damaged."""
     ckpt = open_checkpoint(job.model_dir)
     evidence = {name: source.evidence(ckpt) for name, source in SOURCES.items()}
-    source, findings = _detected(ckpt, job.source_format)
+    source: Source | None = None
+    findings: tuple[str, ...] = ()
+    try:
+        ckpt, source = detected(ckpt, job.source_format)
+    except UnknownFormat as error:
+        findings = (str(error),)
     read: dict[str, Seen] = {}
     schemes: tuple[SchemeFit, ...] = ()
     if source is not None:
@@ -133,13 +138,6 @@ def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> Checkpoi
         schemes=schemes,
         findings=findings,
     )  # fmt: skip
-
-
-def _detected(ckpt: Checkpoint, wanted: str) -> tuple[Source | None, tuple[str, ...]]:
-    try:
-        return detected(ckpt, wanted)[1], ()
-    except UnknownFormat as error:
-        return None, (str(error),)
 
 
 def _parts(ckpt: Checkpoint) -> tuple[Part, ...]:

@@ -23,7 +23,7 @@ from mlc_bridge.errors import CannotExpress, ConfigError, SourceError
 from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
 from mlc_bridge.models.arch import is_quantized, parameters
 from mlc_bridge.schemes import SCHEMES, Scheme, Spec
-from mlc_bridge.sources import Checkpoint, Source, detect
+from mlc_bridge.sources import SOURCES, Checkpoint, Source, detect
 from mlc_bridge.sources.activation_order import folded
 from mlc_bridge.sources.hub import resolve
 from mlc_bridge.stages.choose_scheme import AUTO, choose_scheme, form_of, nbytes_of, widened
@@ -203,7 +203,11 @@ def open_checkpoint(model_dir: str | Path, source: str | Path | None = None) -> 
 
 
 def detected(ckpt: Checkpoint, source_format: str = AUTO) -> tuple[Checkpoint, Source]:
-    """The format of the checkpoint, activation order folded where that changes nothing."""
+    """The format of the checkpoint, activation order folded where that changes nothing.
+
+    A format that is named goes over the config's own word; the tensors must still be of it.
+    """
+    ckpt = replace(ckpt, read_as=source_format) if source_format in SOURCES else ckpt
     return ckpt, folded(detect(ckpt, source_format), ckpt)
 
 

@@ -137,17 +137,20 @@ class Example:
         parts = {p for x in self.layers for p in source.parts(ckpt, x)}
         self.floats: Tensors = {n: ckpt.tensor(n) for n in ckpt.names if n not in parts}
 
-    def tensors(self, writer: str = "autoawq", but: tuple[str, ...] = ()) -> Tensors:
+    def tensors(
+        self, writer: str = "autoawq", but: tuple[str, ...] = (), symmetric: bool = False
+    ) -> Tensors:
         """All tensors in one tool's layout, without the layers that end in ``but``."""
         made = dict(self.floats)
         for layer, q in self.layers.items():
             if not layer.endswith(but or ("\0",)):
-                made |= self.layer(layer, writer, q)
+                made |= self.layer(layer, writer, q, symmetric)
         return made
 
-    def layer(self, name: str, writer: str, q: QTensor) -> Tensors:
+    def layer(self, name: str, writer: str, q: QTensor, symmetric: bool = False) -> Tensors:
         assert q.zero is not None
-        parts = WRITERS[writer](q.codes.unpack(), q.zero.unpack(), q.scale)
+        zeros = np.full(q.grid, 8, np.uint8) if symmetric else q.zero.unpack()
+        parts = WRITERS[writer](q.codes.unpack(), zeros, q.scale)
         return {f"{name}.{suffix}": a for suffix, a in parts.items()}
 
     def as_gptq(self, **changes: Any) -> Json:

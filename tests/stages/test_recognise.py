@@ -22,6 +22,7 @@ from recognise_cases import (
     scales_of_their_own,
     write,
 )
+from tool_layouts import WRITERS, settings
 
 from mlc_bridge import (
     BuildJob,
@@ -216,3 +217,19 @@ def test_scales_of_their_own_stand_apart_under_one_scale(tmp_path: Path) -> None
     }
     job = ConvertJob(home, tmp_path / "one", scheme.name, requantize="q_proj")
     assert [e.layer.rpartition(".")[2] for e in convert_weight(job).requantized] == ["c_attn"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_named_format_goes_over_the_configs_word(name: str, tmp_path: Path) -> None:
+    """The bytes of one tool under another's word: read by name, and only as what they are."""
+    example, fmt = Example(), name.partition(" ")[0]
+    tensors = example.tensors(name, symmetric=name == "autoawq-marlin")
+    right = {**example.config, "quantization_config": settings(name, 128)}
+    wrong = {**(settings(name, 128) or {}), "quant_method": "somebody's"}
+    home = write(tmp_path / "model", tensors, {**right, "quantization_config": wrong})
+    assert {k for k, _ in ask(home, tmp_path / "o").values()} == {"refused"}
+    told = ask(home, tmp_path / "o", source_format=fmt)
+    assert set(told.values()) == {("scheme", "q4f16_autoawq")}
+    assert inspect_checkpoint(InspectJob(home, fmt)).source_format == fmt
+    other = "gptq" if fmt != "gptq" else "hf-fp8"
+    assert {k for k, _ in ask(home, tmp_path / "o", source_format=other).values()} == {"refused"}
