@@ -5,7 +5,8 @@ kernel lists avx512_bf16 or amx_tile), so the host target is generic ``x86-64`` 
 the features that /proc/cpuinfo lists, translated to LLVM's spelling.
 
 ``--target`` takes ``llvm``, ``llvm -mcpu=znver4 -mattr=+avx2,+fma``, a JSON object as TVM writes
-it, ``cuda -arch=sm_86`` or just ``sm_86``.
+it, ``cuda -arch=sm_86`` or just ``sm_86``. What the library could not be built or linked for is
+refused here, before TVM sees it: its own answer to ``metal`` is a crash of the process.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 CPUINFO = Path("/proc/cpuinfo")
+
+# TVM's kinds that end in no library here, and what its wheel does with them.
+NOT_HERE = {
+    "metal": "its code generator needs macOS",
+    "webgpu": "a WebAssembly host part would be needed",
+    "opencl": "the wheel's runtime has no OpenCL",
+    "vulkan": "the wheel has no SPIR-V code generator",
+    "rocm": "the wheel has no ROCm code generator",
+}
 
 # Kernel name -> LLVM name where they differ; all others of FEATURES are spelt alike.
 RENAMED = {
@@ -79,8 +89,7 @@ def kernel_flags(options: Mapping[str, Any]) -> list[str]:
 
 def host_options() -> dict[str, Any]:
     """TVM's description of LLVM for this very machine."""
-    features = cpu_features()
-    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    features, machine = cpu_features(), _machine()
     options: dict[str, Any] = {"kind": "llvm", "num-cores": os.cpu_count() or 1}
     if platform.system() == "Linux":
         options["mtriple"] = f"{machine}-unknown-linux-gnu"
@@ -149,7 +158,43 @@ def _written(text: str) -> dict[str, Any]:
             options.setdefault("host", host_options())
     except Exception as error:
         raise _unusable(text, error) from error
+    _check_supported(options)
     return options
+
+
+def _check_supported(options: Mapping[str, Any]) -> None:
+    """A kind that can be compiled, and host code that this machine's linker takes."""
+    kind = str(options["kind"])
+    if kind not in ("llvm", "cuda"):
+        raise CompileError(
+            "this kind of target is not supported",
+            where="--target",
+            found=f"{kind} ({NOT_HERE[kind]})" if kind in NOT_HERE else kind,
+            expected="llvm (this kind of CPU) or cuda",
+        )
+    host = options if kind == "llvm" else options["host"]
+    triple = host.get("mtriple") if isinstance(host, Mapping) else None
+    if triple is not None and not _links_here(str(triple)):
+        raise CompileError(
+            "a library for another kind of machine cannot be linked here",
+            where="--target",
+            found=f"mtriple {triple}",
+            expected=f"{_machine()}-*-{platform.system().lower()}-*",
+            todo="Compile on such a machine; the model directory itself runs anywhere",
+        )
+
+
+def _links_here(triple: str) -> bool:
+    arch, *rest = triple.lower().split("-")
+    names = {"amd64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64"}
+    system = {"darwin": ("darwin", "macos")}.get(platform.system().lower(), ("linux",))
+    return names.get(arch, arch) == _machine() and any(
+        part.startswith(system) for part in rest if "android" not in rest
+    )
+
+
+def _machine() -> str:
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
 def _unusable(text: str, error: Exception) -> CompileError:

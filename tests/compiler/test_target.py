@@ -76,6 +76,28 @@ def test_unreadable_targets_are_refused(text: str) -> None:
         choose_target(target=text)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("metal", "macOS"),
+        ("webgpu", "WebAssembly"),
+        ("opencl", "OpenCL"),
+        ("vulkan", "SPIR-V"),
+        ("rocm", "ROCm"),
+        ("hexagon", "not supported"),
+        ("llvm -mtriple=aarch64-linux-gnu", "linked here"),
+        ("llvm -mtriple=x86_64-apple-darwin", "linked here"),
+        ("llvm -mtriple=x86_64-pc-windows-msvc", "linked here"),
+        ("llvm -mtriple=x86_64-linux-android", "linked here"),
+        ('{"kind": "cuda", "arch": "sm_86", "host": {"kind": "llvm", "mtriple": "riscv64-linux"}}',
+         "linked here"),
+    ],
+)  # fmt: skip
+def test_what_would_end_in_no_library_is_refused_before_tvm(text: str, named: str) -> None:
+    with pytest.raises(CompileError, match=named):
+        target_options(target=text)
+
+
 def test_unknown_device() -> None:
     with pytest.raises(CompileError, match="auto, cpu or cuda"):
         choose_target("tpu")
