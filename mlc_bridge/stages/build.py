@@ -40,7 +40,12 @@ from mlc_bridge.stages.calibrate import (
     calibrate,
 )
 from mlc_bridge.stages.calibration_report import REPORTS
-from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model
+from mlc_bridge.stages.compile import (
+    CompileJob,
+    CompileReport,
+    check_toolchain,
+    compile_model,
+)
 from mlc_bridge.stages.convert_weight import (
     ConvertJob,
     ConvertReport,
@@ -155,6 +160,8 @@ def build(
             expected=CALIBRATED,
             todo="Leave it out, or name that scheme with --quantization",
         )
+    if job.backend in (None, "embedded"):
+        check_toolchain(job.device, job.target)
     with _published(job) as work:
         first = work / "calibrating" if job.calibration_dataset else work
         config, converted, plan = _weights(job, first, times, progress, announce)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from mlc_bridge.schemes import Scheme
 
 STEPS = ("graph", "compile", "link")
+SUFFIXES = (".so", ".dylib") if sys.platform == "darwin" else (".so",)
 PACKAGE = Path(__file__).parents[1]
 COMPILER = [PACKAGE / room for room in ("models", "schemes", "compiler")]
 
@@ -114,6 +116,13 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
     output = Path(job.output or Path(job.model_dir) / LIB_NAME)
     if output.is_dir():
         raise CompileError("the output is a directory", where=output, expected="a file name")
+    if output.suffix not in SUFFIXES:
+        raise CompileError(
+            "the output's name is not that of a shared library",
+            where=output,
+            expected=" or ".join(SUFFIXES),
+        )
+    check_toolchain(job.device, job.target)
     progress(STEPS[0], 0, len(STEPS))
     plan = make_plan(job)
     with _published(output, Path(job.model_dir)) as place:
@@ -128,6 +137,14 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
         fingerprint=plan.metadata["mlc_bridge"]["fingerprint"],
         cached=kept,
     )
+
+
+def check_toolchain(device: str, target: str | None) -> None:
+    """Raise at once what would else end a build after all other work: target, linker, tvm."""
+    target_options(device, target)
+    find_linker()
+    if importlib.util.find_spec("tvm") is None:
+        raise MissingDependency("apache-tvm", "compile", "pip install 'mlc-bridge[tvm]'")
 
 
 @contextmanager
@@ -176,10 +193,6 @@ def make_plan(job: CompileJob) -> CompilePlan:
 def _build(
     plan: CompilePlan, output: Path, dump: Path | None, progress: Progress
 ) -> dict[str, Any]:
-    try:
-        import tvm  # noqa: F401
-    except ImportError as error:
-        raise MissingDependency("apache-tvm", "compile", "pip install 'mlc-bridge[tvm]'") from error
     from mlc_bridge.compiler.pipeline import compile_module, export
 
     interrupts = HeldInterrupts()

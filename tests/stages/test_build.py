@@ -11,7 +11,14 @@ from mlc_bridge import BuildJob, MLCEngine, build
 from mlc_bridge.artifact.chat_config import CONFIG_NAME
 from mlc_bridge.artifact.inventory import INDEX, INVENTORY
 from mlc_bridge.artifact.workspace import WORK
-from mlc_bridge.errors import ArtifactError, BridgeError, ConfigError, SourceError
+from mlc_bridge.errors import (
+    ArtifactError,
+    BridgeError,
+    CompileError,
+    ConfigError,
+    MissingDependency,
+    SourceError,
+)
 from mlc_bridge.stages import build as stage
 from mlc_bridge.stages.build import BuildPlan, BuildReport
 
@@ -129,3 +136,21 @@ def test_unwritable_output_is_said_before_the_work(example_awq: Path, tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(BridgeError, match="cannot be written"):
         build(BuildJob(example_awq, tmp_path / "file" / "out"))
+
+
+def test_what_compile_would_refuse_is_said_before_the_work(
+    example_awq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Target, linker and compiler are looked for before the first file is written."""
+    out = tmp_path / "out"
+    with pytest.raises(CompileError, match="metal"):
+        build(BuildJob(example_awq, out, target="metal"))
+    monkeypatch.setattr(stage.check_toolchain.__globals__["importlib"].util, "find_spec", {}.get)
+    with pytest.raises(MissingDependency, match="apache-tvm"):
+        build(BuildJob(example_awq, out))
+    monkeypatch.setenv("PATH", "")
+    for variable in ("CXX", "CC"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(CompileError, match="no C compiler"):
+        build(BuildJob(example_awq, out))
+    assert not out.exists()

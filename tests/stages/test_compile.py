@@ -216,3 +216,9 @@ def test_cuda_is_cross_compiled(tmp_path: Path, quantization: str, arch: str) ->
     report = compile_model(replace(CompileJob(folder, target=arch), cache=False))
     assert f'"{arch}"' in report.target
     assert report.path.read_bytes()[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("name", ["lib.dll", "lib.wasm", "lib.tar", "lib"])
+def test_the_output_is_a_shared_library(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CompileError, match="shared library"):
+        compile_model(CompileJob(tmp_path, tmp_path / name))
