@@ -31,6 +31,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 _leave(stop.code, f"interrupted: {left}")
             if isinstance(error, BridgeError):
                 _leave(2, f"error: {error}")
+            if isinstance(error, OSError) and error.filename is not None:
+                _leave(2, f"error: {str(error.filename)[:200]}: {error.strerror}.")
             _leave(
                 1,
                 f"unexpected {type(error).__name__}: {error}\n"

@@ -83,6 +83,14 @@ def test_bad_input_is_one_paragraph_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["inspect", "check", "compile", "chat"])
+def test_a_name_too_long_for_the_file_system_is_told(command: str) -> None:
+    ran = run(command, "n" * 5000)
+    assert ran.returncode == 2
+    assert "File name too long" in ran.stderr
+    assert len(ran.stderr) < 6000
+
+
 @pytest.mark.parametrize("command", ["gen-config", "convert", "build"])
 def test_backend_mlc_llm_says_what_to_install(
     example_float: Path, tmp_path: Path, command: str
