@@ -35,8 +35,8 @@ class EngineConfig:
     """Limits a user may set; None leaves each to the mode. Lengths are in tokens.
 
     ``prefix_cache`` keeps the cache of ended requests for those that begin the same. A prompt
-    prefilled from it is rounded as in another chunking: switch it off where answers must repeat bit
-    by bit.
+    prefilled from it is rounded as in another chunking; requests with a seed do not take from it,
+    so that their answers repeat.
     """
 
     max_num_sequence: int | None = None

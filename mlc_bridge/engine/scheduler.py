@@ -12,7 +12,8 @@ for the cache holds at least one context window.
 The cache of a sequence that ended stays until its slot or pages are needed. A new prompt that
 begins like one of them (the next turn of a chat) takes it over and prefills only the rest. How a
 prompt is cut into pieces decides how its logits are rounded, so an ``exact`` sequence takes nothing
-over and is prefilled alone, always in the same pieces.
+over and is prefilled alone, always in the same pieces; when it returns after it had to leave, its
+answer's tokens are decoded again, not prefilled.
 
 Some models read long sequences in another way (``Limits.crosses``): one that grows so long leaves
 its cache and is prefilled from its beginning, in a first piece that shows its length.
@@ -72,9 +73,10 @@ class Sequence:
 
     @property
     def decodes(self) -> bool:
-        """Whether one token is missing and the way of one token is right for it."""
-        begun = self.cached >= self.prompt_length if self.exact else self.cached > 0
-        return self.pending == 1 and begun
+        """Whether the next token goes the way of one token."""
+        if self.exact:
+            return self.cached >= self.prompt_length
+        return self.pending == 1 and self.cached > 0
 
     @property
     def pending(self) -> int:
@@ -268,7 +270,7 @@ class Scheduler:
         for sequence in self.running:
             if sequence.reader is not None or sequence.decodes or (sequence.exact and pieces):
                 continue
-            run = sequence.tokens[sequence.cached : sequence.cached + room]
+            run = self._next_run(sequence, room)
             if pieces and limits.crosses(sequence.cached + len(run), len(sequence.tokens)):
                 continue  # comes first in a later step
             if run:
@@ -278,8 +280,17 @@ class Scheduler:
                 break
         return pieces
 
+    def _next_run(self, sequence: Sequence, room: int) -> list[int]:
+        """The next piece to prefill: of an exact sequence only the prompt, unless its length
+        decides how it is read."""
+        prompt, tokens = sequence.prompt_length, sequence.tokens
+        only_prompt = sequence.exact and not self.runtime.limits.crosses(prompt, len(tokens))
+        end = min(prompt if only_prompt else len(tokens), sequence.cached + room)
+        return tokens[sequence.cached : end]
+
     def _due_decode(self) -> list[Piece]:
-        return [(s, s.tokens[-1:]) for s in self.running if s.decodes and s.reader is None]
+        due = [s for s in self.running if s.decodes and s.reader is None]
+        return [(s, s.tokens[s.cached : s.cached + 1]) for s in due]
 
     def _with_room(self, pieces: list[Piece]) -> list[Piece]:
         """Until the pages suffice, give up pasts and send the youngest sequences back to the
