@@ -80,7 +80,8 @@ def siblings(last: str) -> tuple[str, ...]:
 
 
 def owners(ckpt: Checkpoint, source: Any) -> tuple[str, ...]:
-    return source.layers(ckpt) or ckpt.layers("weight")
+    found = source.layers(ckpt) or ckpt.layers("weight")
+    return tuple(layer for layer in found if layer != "lm_head")
 
 
 def sizes(ckpt: Checkpoint, source: Any) -> Json:

@@ -13,35 +13,66 @@ from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sources" / "msmodelslim"
-# All of one type, or of types that one scheme holds.
-WHOLE = (
-    "w8a8", "w8a8-bf16", "w8a8-tensor", "w8a8-m1", "w8a8-m1-safe-tensor", "w8a8-kv8", "w8a8-fa",
-    "w8a8-mix", "w8a8-tp2", "mixed-types", "w8a8-dynamic", "w8a16", "w8a16-asym-gptq", "w4a16",
-    "w4a16-g32", "w4a16-g32-safe-tensor", "w4a8-dynamic", "w4a8-dynamic-safe-tensor",
-    "w8a8s-co-sparse", "w8a8s-lowbit",
-)  # fmt: skip
-# Where q_proj, v_proj and down_proj went: MLC's layer, and the end of it that they are.
-PLACES = {
-    "self_attn.q_proj": ("self_attn.qkv_proj", 0),
-    "self_attn.v_proj": ("self_attn.qkv_proj", -1),
-    "mlp.down_proj": ("mlp.down_proj", 0),
-}
+# real-nf4 cannot be read, and no scheme holds the quantized head of real-w8a8-head.
+CASES = sorted(
+    p.parent.name
+    for p in GOLDEN.glob("real-*/expected.safetensors")
+    if p.parent.name != "real-w8a8-head"
+)
+FUSED = {"q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 1), "v_proj": ("qkv_proj", 2),
+         "gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1)}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WHOLE)
+def stored(cache, scheme, path):
+    """The weight that the artifact holds under ``path``, or None."""
+    params = {
+        n.removeprefix(f"{path}."): cache.array(n)
+        for n in cache.records
+        if n.startswith(f"{path}.") and "kv_cache" not in n
+    }
+    if set(params) == {"weight"}:
+        return params["weight"].astype(np.float32)
+    return scheme.decode(params).dequantize() if params else None
+
+
+def part_of(cache, scheme, layer, wanted):
+    """The rows of ``layer``, which stands alone or is a part of a fused one."""
+    alone = stored(cache, scheme, layer)
+    if alone is not None:
+        return alone
+    home, _, name = layer.rpartition(".")
+    whole, place = FUSED[name]
+    rows = stored(cache, scheme, f"{home}.{whole}")
+    ends = {0: (0, len(wanted)), 1: (-2 * len(wanted), -len(wanted)), 2: (-len(wanted), None)}
+    begin, end = ends[place] if whole == "qkv_proj" or place == 0 else (len(wanted), None)
+    return rows[begin:end]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_weights_are_the_tools_own(tmp_path, case):
-    """Up to the rounding of its float32 scales to the scheme's float16."""
-    home = GOLDEN / f"real-{case}"
-    report = convert_weight(ConvertJob(home, tmp_path / "out"))
+    """Up to the rounding of its float32 scales, and of float layers, to the scheme's float16."""
+    report = convert_weight(ConvertJob(GOLDEN / case, tmp_path / "out"))
     cache, scheme = read_index(tmp_path / "out"), SCHEMES[report.quantization]
-    expected = load_file(home / "expected.safetensors")
-    for layer, (fused, end) in PLACES.items():
-        ours = f"model.layers.0.{fused}."
-        params = {n.removeprefix(ours): cache.array(n) for n in cache.records if n.startswith(ours)}
-        got = scheme.decode(params).dequantize()
-        wanted = expected[f"model.layers.0.{layer}.weight"]
-        part = got[-len(wanted) :] if end else got[: len(wanted)]
-        assert (np.abs(part - wanted) <= 2**-11 * np.abs(wanted) + 1e-6).all()
+    expected = load_file(GOLDEN / case / "expected.safetensors")
+    for name in [n for n in expected if n.endswith(".weight")]:
+        wanted = expected[name]
+        got = part_of(cache, scheme, name.removesuffix(".weight"), wanted)
+        assert (np.abs(got - wanted) <= 2**-11 * np.abs(wanted) + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("case", "alone", "floats"),
+    [
+        ("gate", {"gate_proj", "up_proj"}, {"gate_proj", "down_proj", "o_proj"}),
+        ("q-k", {"q_proj", "k_proj", "v_proj"},
+         {"q_proj", "k_proj", "o_proj", "gate_up_proj", "down_proj"}),
+    ],
+)  # fmt: skip
+def test_a_partly_float_layer_falls_apart(tmp_path, case, alone, floats):
+    report = convert_weight(ConvertJob(GOLDEN / f"real-w8a8-fallback-{case}", tmp_path / "out"))
+    assert {x.rpartition(".")[2] for x in report.float_layers} == floats
+    layers = {n.split(".")[4] for n in read_index(tmp_path / "out").records if "_proj." in n}
+    assert alone <= layers
 
 
 def test_a_norm_whose_copy_differs_is_refused(tmp_path):
