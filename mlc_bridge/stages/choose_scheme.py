@@ -64,6 +64,8 @@ def choose_scheme(
     for apart in (False, True):
         for scheme in candidates():
             held, refused = _held(scheme, exact, apart=apart)
+            if refused is None and _waits_for_calibration(scheme, exact):
+                continue
             if refused is None:
                 return Choice(scheme, _split(scheme, exact, requantize))
             nearest = max(nearest, (held, refused), key=lambda one: one[0])
@@ -81,6 +83,21 @@ def candidates() -> Iterable[Scheme]:
     """Schemes that quantize linears and leave the embedding alone, as checkpoints do."""
     every = SCHEMES.values()
     return (s for s in every if s.quantizes("linear") and not s.quantizes("embedding"))
+
+
+def _waits_for_calibration(scheme: Scheme, kinds: Iterable[Kind]) -> bool:
+    """Whether the model could not run yet: activation scales that these files do not bring.
+
+    Layers in float8 with dynamic activations fit such a scheme, but also one that needs no data.
+    """
+    if getattr(scheme, "observing", False):
+        return True
+    for kind in kinds:
+        specs = scheme.params(kind.first.weight.n, kind.first.weight.k).values()
+        scales = [getattr(part, "input_scale", None) for part in kind.parts]
+        if any(spec.filled_by == "calibrate" for spec in specs) and None in scales:
+            return True
+    return False
 
 
 def refusal(scheme: Scheme, kinds: Iterable[Kind]) -> CannotExpress | None:
