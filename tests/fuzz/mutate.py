@@ -23,7 +23,7 @@ def damaged_json(text: str, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         holder, key = _place(found, rng)
         if holder is None:
-            found = rng.choice(ODD)
+            found = copy.deepcopy(rng.choice(ODD))
             continue
         _damage(found, holder, key, rng)
     return json.dumps(found).encode()
@@ -44,7 +44,7 @@ def _damage(found: Any, holder: Any, key: Any, rng: random.Random) -> None:
     elif kind == 4 and isinstance(holder[key], str):
         holder[key] = damaged_bytes(holder[key].encode(), rng).decode("latin-1")
     else:
-        holder[key] = rng.choice(ODD)
+        holder[key] = copy.deepcopy(rng.choice(ODD))
 
 
 def _place(found: Any, rng: random.Random) -> tuple[Any, Any]:
