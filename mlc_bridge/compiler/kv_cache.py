@@ -11,7 +11,7 @@ front ends write, and newer runtimes take both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import tvm
 from tvm import relax, tirx
@@ -27,32 +27,59 @@ MHA = 0
 ROPE_NONE, ROPE_NORMAL = 0, 1
 
 
+class Rotation(Protocol):
+    """How the cache rotates queries and keys, where it does."""
+
+    @property
+    def theta(self) -> float: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def scaling(self) -> tuple[tuple[str, Any], ...] | None: ...
+    @property
+    def rotary_dim(self) -> int | None: ...
+
+
+class Pages(Protocol):
+    """The geometry of one layer's keys and values; no ``rope`` where the graph rotates."""
+
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def score_cap(self) -> float | None: ...
+    @property
+    def rope(self) -> Rotation | None: ...
+
+
 @dataclass(frozen=True)
 class CacheLayout:
     """What the cache must know of a model."""
 
     layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
     dtype: str
-    rope_theta: float
-    rope_scale: float = 1.0
-    rope_scaling: dict[str, Any] | None = None
-    rotary_dim: int | None = None
-    rotates: bool = True
-    """False where the graph itself rotates queries and keys."""
+    pages: Pages
     window: int | None = None
     """Positions that a local layer sees; it is told by a negative scale of its scores."""
-    score_cap: float | None = None
+
+    @property
+    def rotation(self) -> tuple[float, float, dict[str, Any], int]:
+        """Base, position scale, TVM's scaling block and rotated width; plain where unused."""
+        rope, width = self.pages.rope, self.pages.head_dim
+        if rope is None:
+            return 10_000.0, 1.0, {}, width
+        return rope.theta, rope.scale, dict(rope.scaling or ()), rope.rotary_dim or width
 
     def metadata(self) -> dict[str, int]:
         """The ``kv_cache`` block of ``_metadata``."""
         return {
             "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
+            "num_attention_heads": self.pages.heads,
+            "num_key_value_heads": self.pages.kv_heads,
+            "head_dim": self.pages.head_dim,
         }
 
 
@@ -82,17 +109,18 @@ def attach_cache(mod: tvm.IRModule, layout: CacheLayout, target: Target) -> tvm.
 
 def _model(layout: CacheLayout) -> list[Any]:
     """The constructor's arguments that describe the model."""
+    pages, (theta, scale, *_) = layout.pages, layout.rotation
     return [
         relax.ShapeExpr([0, layout.layers]),
-        relax.prim_value(layout.heads),
-        relax.prim_value(layout.kv_heads),
-        relax.prim_value(layout.head_dim),
-        relax.prim_value(layout.head_dim),
+        relax.prim_value(pages.heads),
+        relax.prim_value(pages.kv_heads),
+        relax.prim_value(pages.head_dim),
+        relax.prim_value(pages.head_dim),
         relax.ShapeExpr([MHA] * layout.layers),
         relax.prim_value(False),
-        relax.prim_value(ROPE_NORMAL if layout.rotates else ROPE_NONE),
-        relax.prim_value(layout.rope_scale),
-        relax.prim_value(layout.rope_theta),
+        relax.prim_value(ROPE_NORMAL if pages.rope else ROPE_NONE),
+        relax.prim_value(scale),
+        relax.prim_value(theta),
         relax.prim_value(0),  # no lists of factors: their kernel picks one by a call's length
         relax.op.zeros((), layout.dtype),
     ]
@@ -116,34 +144,35 @@ def _tasks(kernel: dict[str, Any]) -> list[Any]:
 
 def cpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]:
     """Name -> kernel in the constructor's order."""
+    pages, (theta, scale, scaling, rotary) = layout.pages, layout.rotation
     return cpu_kv_cache_functions(
         num_layers=layout.layers,
-        num_q=layout.heads,
-        num_kv=layout.kv_heads,
-        qk_head_dim=layout.head_dim,
-        v_head_dim=layout.head_dim,
+        num_q=pages.heads,
+        num_kv=pages.kv_heads,
+        qk_head_dim=pages.head_dim,
+        v_head_dim=pages.head_dim,
         dtype=layout.dtype,
-        rope_theta=layout.rope_theta,
-        rope_scale=layout.rope_scale,
-        rope_scaling=layout.rope_scaling,
-        rotary_dim=layout.rotary_dim or layout.head_dim,
+        rope_theta=theta,
+        rope_scale=scale,
+        rope_scaling=scaling,
+        rotary_dim=rotary,
         target=target,
         page_size=PAGE,
-        softcap=layout.score_cap,
+        softcap=pages.score_cap,
         window=layout.window,
     )
 
 
 def gpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]:
     """Name -> kernel in the constructor's order; TVM's own, which know no window and no cap."""
-    for what in ("window", "score_cap"):
-        if getattr(layout, what) is not None:
+    pages, (theta, scale, scaling, rotary) = layout.pages, layout.rotation
+    for what, value in (("window", layout.window), ("score_cap", pages.score_cap)):
+        if value is not None:
             raise CompileError(
                 f"attention with a {what} has no CUDA kernels", todo="Compile for --device cpu"
             )
     k = tvm_kernels
-    h, kv, d, dtype = layout.heads, layout.kv_heads, layout.head_dim, layout.dtype
-    theta, scaling = layout.rope_theta, layout.rope_scaling or {}
+    h, kv, d, dtype = pages.heads, pages.kv_heads, pages.head_dim, layout.dtype
     last = (scaling, target)
     return {
         "append": k._kv_cache_transpose_append(kv, d, dtype),
@@ -156,7 +185,7 @@ def gpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]
         "prefill_tree": k.tree_attn(kv, h, d, dtype, *last),
         "merge_state": k._merge_state_inplace(h, d, dtype, target, "merge_state"),
         "split_rotary": k.llama_rope_with_position_map(
-            theta, layout.rope_scale, d, h, kv, dtype, scaling, layout.rotary_dim or d
+            theta, scale, d, h, kv, dtype, scaling, rotary
         ),
         "copy_page": k._copy_single_page(kv, PAGE, d, dtype, target),
         "debug_get_kv": k._kv_cache_debug_get_kv(layout.layers, kv, d, dtype),

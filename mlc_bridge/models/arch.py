@@ -15,6 +15,8 @@ from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
 
+    from mlc_bridge.models.decoder.state import State
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -106,6 +108,22 @@ class ModelConfig(Protocol):
         ...
 
     def asdict(self) -> dict[str, Any]: ...
+
+
+class Graph(Protocol):
+    """A relax ``nn.Module`` that also says how it is called and what it needs from the runtime."""
+
+    def functions(self) -> nn.spec.ModuleSpec:
+        """Input shapes of every function; all take the parameters as one packed tuple."""
+        ...
+
+    def states(self) -> Sequence[State]:
+        """What the runtime must hold for every layer, in the layers' order."""
+        ...
+
+    def export_tvm(self, spec: Any) -> Any:
+        """``nn.Module``'s own: the traced functions, and the parameters in their order."""
+        ...
 
 
 class Arch(Protocol):

@@ -6,15 +6,22 @@ context limit stays the checkpoint's. Norm weights are stored with the one that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_config import DecoderConfig, common
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Names, Rope, sizes
-from mlc_bridge.models.hf_config import GELU_TANH
-from mlc_bridge.models.settings import Settings
-
-NAMES = Names(mlp_norm=("pre_feedforward_layernorm", "pre_feedforward_layernorm"))
+from mlc_bridge.models.decoder import (
+    Attention,
+    Decoder,
+    DecoderFamily,
+    Gated,
+    Layer,
+    Norm,
+    Rope,
+    Sandwich,
+    Settings,
+    hf_config,
+)
+from mlc_bridge.models.decoder.config import DecoderConfig, common
+from mlc_bridge.models.decoder.hf_config import GELU_TANH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +78,25 @@ class Gemma2(DecoderFamily):
             sliding_window=hf_config.integer(flat, "sliding_window"),
         )
 
-    def spec(self, config: Gemma2Config) -> DecoderSpec:
-        return DecoderSpec(
-            **sizes(config),
+    def decoder(self, config: Gemma2Config) -> Decoder:
+        norm = Norm(config.rms_norm_eps, offset=1.0)
+        full = Attention.of(
+            config,
             rope=Rope(config.position_embedding_base),
-            names=NAMES,
-            tied=True,
-            activation="gelu_tanh",
-            post_norms=True,
-            norm_offset=1.0,
-            embed_scale=config.hidden_size**0.5,
             query_width=config.query_pre_attn_scalar,
             score_cap=config.attn_logit_softcapping,
+        )
+        kinds = replace(full, window=config.sliding_window), full
+        mlp = Gated(config.intermediate_size, "gelu_tanh")
+        return Decoder.of(
+            config,
+            layers=tuple(
+                Layer(kinds[i % 2], mlp, Sandwich(norm)) for i in range(config.num_hidden_layers)
+            ),
+            norm=norm,
+            tied=True,
+            embed_scale=config.hidden_size**0.5,
             logit_cap=config.final_logit_softcapping,
-            window=config.sliding_window,
-            local=tuple(i % 2 == 0 for i in range(config.num_hidden_layers)),
         )
 
 

@@ -7,14 +7,24 @@ key and value stay separate parameters, under ``language_model.``, as MLC names 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_config import OURS, DecoderConfig, common
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Names, Rope, sizes
-from mlc_bridge.models.hf_config import GELU_TANH
-from mlc_bridge.models.settings import Settings
+from mlc_bridge.models.decoder import (
+    Attention,
+    Decoder,
+    DecoderFamily,
+    Gated,
+    Layer,
+    Names,
+    Norm,
+    Rope,
+    Sandwich,
+    Settings,
+    hf_config,
+)
+from mlc_bridge.models.decoder.config import OURS, DecoderConfig, common
+from mlc_bridge.models.decoder.hf_config import GELU_TANH
 
 OUTSIDE = ("vocab_size", "tensor_parallel_shards", "max_batch_size")
 BOTH = ("context_window_size", "prefill_chunk_size", "sliding_window_size")
@@ -22,7 +32,6 @@ NAMES = Names(
     embed=("language_model.model.embed_tokens", "model.embed_tokens"),
     layer=("language_model.model.layers.{}", "model.layers.{}"),
     norm=("language_model.model.norm", "model.norm"),
-    mlp_norm=("pre_feedforward_layernorm", "pre_feedforward_layernorm"),
 )
 
 
@@ -91,24 +100,30 @@ class Gemma3Text(DecoderFamily):
             sliding_window_pattern=pattern,
         )
 
-    def spec(self, config: Gemma3TextConfig) -> DecoderSpec:
+    def decoder(self, config: Gemma3TextConfig) -> Decoder:
+        norm, pattern = Norm(config.rms_norm_eps, offset=1.0), config.sliding_window_pattern
         factor = (config.rope_scaling or {}).get("factor", 1.0)
-        pattern = config.sliding_window_pattern
-        return DecoderSpec(
-            **sizes(config),
+        full = Attention.of(
+            config,
             rope=Rope(config.position_embedding_base, scale=1.0 / factor),
-            local_rope=Rope(config.rope_local_base_freq),
-            names=NAMES,
-            tied=True,
-            activation="gelu_tanh",
-            fused_qkv=False,
-            qk_norm=True,
-            post_norms=True,
-            norm_offset=1.0,
-            embed_scale=config.hidden_size**0.5,
+            norm=norm,
             query_width=config.query_pre_attn_scalar,
-            window=config.sliding_window_size,
-            local=tuple((i + 1) % pattern != 0 for i in range(config.num_hidden_layers)),
+        )
+        local = replace(
+            full, rope=Rope(config.rope_local_base_freq), window=config.sliding_window_size
+        )
+        mlp = Gated(config.intermediate_size, "gelu_tanh")
+        return Decoder.of(
+            config,
+            layers=tuple(
+                Layer(local if (i + 1) % pattern else full, mlp, Sandwich(norm))
+                for i in range(config.num_hidden_layers)
+            ),
+            norm=norm,
+            tied=True,
+            embed_scale=config.hidden_size**0.5,
+            names=NAMES,
+            apart=("qkv",),
         )
 
 

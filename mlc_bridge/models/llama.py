@@ -10,10 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_config import DecoderConfig, common
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
-from mlc_bridge.models.settings import Settings
+from mlc_bridge.models.decoder import (
+    Attention,
+    Decoder,
+    DecoderFamily,
+    Gated,
+    Layer,
+    Norm,
+    Pre,
+    Rope,
+    Settings,
+    hf_config,
+)
+from mlc_bridge.models.decoder.config import DecoderConfig, common
+from mlc_bridge.models.decoder.rope import frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +73,15 @@ class Llama(DecoderFamily):
     def read(self, flat: Settings) -> LlamaConfig:
         return LlamaConfig(**llama_fields(flat))
 
-    def spec(self, config: LlamaConfig) -> DecoderSpec:
-        return DecoderSpec(
-            **sizes(config),
-            rope=Rope(config.position_embedding_base, scaling=config.rope_scaling),
+    def decoder(self, config: LlamaConfig) -> Decoder:
+        norm = Norm(config.rms_norm_eps)
+        rope = Rope(config.position_embedding_base, scaling=frozen(config.rope_scaling))
+        attention = Attention.of(config, rope=rope)
+        layer = Layer(attention, Gated(config.intermediate_size), Pre(norm))
+        return Decoder.of(
+            config,
+            layers=(layer,) * config.num_hidden_layers,
+            norm=norm,
             tied=config.tie_word_embeddings,
         )
 

@@ -10,10 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_config import DecoderConfig, common
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
-from mlc_bridge.models.settings import Settings
+from mlc_bridge.models.decoder import (
+    Attention,
+    Decoder,
+    DecoderFamily,
+    Gated,
+    Layer,
+    Norm,
+    Pre,
+    Rope,
+    Settings,
+    hf_config,
+)
+from mlc_bridge.models.decoder.config import DecoderConfig, common
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +65,12 @@ class Mistral(DecoderFamily):
             attention_sink_size=hf_config.integer(flat, "attention_sink_size", default=4, least=-1),
         )
 
-    def spec(self, config: MistralConfig) -> DecoderSpec:
-        local = config.sliding_window_size > 0
-        return DecoderSpec(
-            **sizes(config),
-            rope=Rope(config.position_embedding_base),
-            window=config.sliding_window_size if local else None,
-            local=(local,) * config.num_hidden_layers,
-        )
+    def decoder(self, config: MistralConfig) -> Decoder:
+        norm, window = Norm(config.rms_norm_eps), config.sliding_window_size
+        rope = Rope(config.position_embedding_base)
+        attention = Attention.of(config, rope=rope, window=window if window > 0 else None)
+        layer = Layer(attention, Gated(config.intermediate_size), Pre(norm))
+        return Decoder.of(config, layers=(layer,) * config.num_hidden_layers, norm=norm)
 
 
 MISTRAL = Mistral()

@@ -8,27 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_config import DecoderConfig, common
-from mlc_bridge.models.decoder_spec import (
+from mlc_bridge.models.decoder import (
+    Attention,
+    Decoder,
     DecoderFamily,
-    DecoderSpec,
     Experts,
-    Names,
+    Layer,
+    Norm,
+    Pre,
     Rope,
-    sizes,
+    Settings,
+    hf_config,
 )
-from mlc_bridge.models.settings import Settings
-
-NAMES = Names(
-    router=("moe.gate", "block_sparse_moe.gate"),
-    expert_gate_up=(
-        "moe.e1_e3",
-        "block_sparse_moe.experts.{}.w1",
-        "block_sparse_moe.experts.{}.w3",
-    ),
-    expert_down=("moe.e2", "block_sparse_moe.experts.{}.w2"),
-)
+from mlc_bridge.models.decoder.config import DecoderConfig, common
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +69,28 @@ class Mixtral(DecoderFamily):
             num_experts_per_tok=hf_config.integer(flat, "num_experts_per_tok"),
         )
 
-    def spec(self, config: MixtralConfig) -> DecoderSpec:
-        return DecoderSpec(
-            **sizes(config),
-            rope=Rope(config.position_embedding_base),
-            names=NAMES,
-            tied=config.tie_word_embeddings,
-            experts=Experts(
-                count=config.num_local_experts,
-                chosen=config.num_experts_per_tok,
-                inner=config.intermediate_size,
-                renormalize=True,
+    def decoder(self, config: MixtralConfig) -> Decoder:
+        norm = Norm(config.rms_norm_eps)
+        attention = Attention.of(config, rope=Rope(config.position_embedding_base))
+        experts = Experts(
+            count=config.num_local_experts,
+            chosen=config.num_experts_per_tok,
+            inner=config.intermediate_size,
+            renormalize=True,
+            router=("moe.gate", "block_sparse_moe.gate"),
+            gate_up=(
+                "moe.e1_e3",
+                "block_sparse_moe.experts.{}.w1",
+                "block_sparse_moe.experts.{}.w3",
             ),
+            down=("moe.e2", "block_sparse_moe.experts.{}.w2"),
+        )
+        layer = Layer(attention, experts, Pre(norm))
+        return Decoder.of(
+            config,
+            layers=(layer,) * config.num_hidden_layers,
+            norm=norm,
+            tied=config.tie_word_embeddings,
         )
 
 

@@ -13,19 +13,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlc_bridge.errors import ConfigError
-from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_config import DecoderConfig, common
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, LongRope, Names, Rope, sizes
-from mlc_bridge.models.settings import Settings
+from mlc_bridge.models.decoder import (
+    Attention,
+    Decoder,
+    DecoderFamily,
+    Gated,
+    Layer,
+    LongRope,
+    Names,
+    Norm,
+    Pre,
+    Rope,
+    Settings,
+    hf_config,
+)
+from mlc_bridge.models.decoder.config import DecoderConfig, common
 
 NAMES = Names(
     embed=("transformer.embd", "model.embed_tokens"),
     layer=("transformer.h.{}", "model.layers.{}"),
     norm=("transformer.norm", "model.norm"),
-    qkv=("mixer.qkv_proj", "self_attn.qkv_proj"),
-    o=("mixer.out_proj", "self_attn.o_proj"),
-    gate_up=("mlp.gate_up_proj", "mlp.gate_up_proj"),
-    attn_norm=("ln", "input_layernorm"),
 )
 
 
@@ -95,16 +102,25 @@ class Phi3(DecoderFamily):
         _check_chunk(config)
         return config
 
-    def spec(self, config: Phi3Config) -> DecoderSpec:
+    def decoder(self, config: Phi3Config) -> Decoder:
+        norm = Norm(config.rms_norm_eps)
         rotary = int(config.head_dim * config.partial_rotary_factor)
         lists = _lists(config.rope_scaling, rotary // 2) if config.rope_scaling else None
-        return DecoderSpec(
-            **sizes(config),
+        attention = Attention.of(
+            config,
             rope=Rope(config.position_embedding_base, rotary_dim=rotary, lists=lists),
-            names=NAMES,
-            tied=config.tie_word_embeddings,
             window=config.sliding_window,
-            local=(config.sliding_window is not None,) * config.num_hidden_layers,
+            qkv=("mixer.qkv_proj", "self_attn.qkv_proj"),
+            o=("mixer.out_proj", "self_attn.o_proj"),
+        )
+        mlp = Gated(config.intermediate_size, gate_up=("mlp.gate_up_proj", "mlp.gate_up_proj"))
+        layer = Layer(attention, mlp, Pre(norm, before_mixer=("ln", "input_layernorm")))
+        return Decoder.of(
+            config,
+            layers=(layer,) * config.num_hidden_layers,
+            norm=norm,
+            tied=config.tie_word_embeddings,
+            names=NAMES,
         )
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
-from mlc_bridge.models.qwen_config import QWEN_DEFAULTS, QWEN_NAMES, QwenConfig, qwen_fields
-from mlc_bridge.models.settings import Settings
+from mlc_bridge.models.decoder import (
+    Attention,
+    Decoder,
+    DecoderFamily,
+    Gated,
+    Layer,
+    Norm,
+    Pre,
+    Rope,
+    Settings,
+)
+from mlc_bridge.models.decoder.qwen import C_ATTN, QWEN_DEFAULTS, QwenConfig, qwen_fields
 
 
 class Qwen2(DecoderFamily):
@@ -14,13 +23,15 @@ class Qwen2(DecoderFamily):
     def read(self, flat: Settings) -> QwenConfig:
         return QwenConfig(**qwen_fields(flat, 8192))
 
-    def spec(self, config: QwenConfig) -> DecoderSpec:
-        return DecoderSpec(
-            **sizes(config),
-            rope=Rope(config.rope_theta),
-            names=QWEN_NAMES,
+    def decoder(self, config: QwenConfig) -> Decoder:
+        norm = Norm(config.rms_norm_eps)
+        attention = Attention.of(config, rope=Rope(config.rope_theta), bias=True, qkv=C_ATTN)
+        layer = Layer(attention, Gated(config.intermediate_size), Pre(norm))
+        return Decoder.of(
+            config,
+            layers=(layer,) * config.num_hidden_layers,
+            norm=norm,
             tied=config.tie_word_embeddings,
-            qkv_bias=True,
         )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Rope, sizes
-from mlc_bridge.models.qwen_config import QWEN_DEFAULTS, QWEN_NAMES, Qwen3Config, qwen3_fields
-from mlc_bridge.models.settings import Settings
+from mlc_bridge.models.decoder import Decoder, DecoderFamily, Gated, Layer, Norm, Pre, Settings
+from mlc_bridge.models.decoder.qwen import QWEN_DEFAULTS, Qwen3Config, qwen3_attention, qwen3_fields
 
 DEFAULTS = {**QWEN_DEFAULTS, "head_dim": 128}
 
@@ -16,15 +15,14 @@ class Qwen3(DecoderFamily):
     def read(self, flat: Settings) -> Qwen3Config:
         return Qwen3Config(**qwen3_fields(flat))
 
-    def spec(self, config: Qwen3Config) -> DecoderSpec:
-        return DecoderSpec(
-            **sizes(config),
-            rope=Rope(config.rope_theta),
-            names=QWEN_NAMES,
+    def decoder(self, config: Qwen3Config) -> Decoder:
+        norm = Norm(config.rms_norm_eps)
+        layer = Layer(qwen3_attention(config, norm), Gated(config.intermediate_size), Pre(norm))
+        return Decoder.of(
+            config,
+            layers=(layer,) * config.num_hidden_layers,
+            norm=norm,
             tied=config.tie_word_embeddings,
-            qkv_bias=config.attention_bias,
-            o_bias=config.attention_bias,
-            qk_norm=True,
         )
 
 

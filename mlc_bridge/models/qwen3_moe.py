@@ -6,22 +6,19 @@ sum 1. MLC stores the experts of a layer as one parameter, gate and up stacked a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_spec import DecoderFamily, DecoderSpec, Experts, Rope, sizes
-from mlc_bridge.models.qwen_config import QWEN_DEFAULTS, QWEN_NAMES, Qwen3Config, qwen3_fields
-from mlc_bridge.models.settings import Settings
-
-NAMES = replace(
-    QWEN_NAMES,
-    expert_gate_up=(
-        "mlp.moe_gate_up_proj",
-        "mlp.experts.{}.gate_proj",
-        "mlp.experts.{}.up_proj",
-    ),
-    expert_down=("mlp.moe_down_proj", "mlp.experts.{}.down_proj"),
+from mlc_bridge.models.decoder import (
+    Decoder,
+    DecoderFamily,
+    Experts,
+    Layer,
+    Norm,
+    Pre,
+    Settings,
+    hf_config,
 )
+from mlc_bridge.models.decoder.qwen import QWEN_DEFAULTS, Qwen3Config, qwen3_attention, qwen3_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +60,26 @@ class Qwen3Moe(DecoderFamily):
             norm_topk_prob=bool(flat.get("norm_topk_prob", False)),
         )
 
-    def spec(self, config: Qwen3MoeConfig) -> DecoderSpec:
-        return DecoderSpec(
-            **sizes(config),
-            rope=Rope(config.rope_theta),
-            names=NAMES,
-            tied=config.tie_word_embeddings,
-            qkv_bias=config.attention_bias,
-            o_bias=config.attention_bias,
-            qk_norm=True,
-            experts=Experts(
-                count=config.num_experts,
-                chosen=config.num_experts_per_tok,
-                inner=config.moe_intermediate_size,
-                renormalize=config.norm_topk_prob,
+    def decoder(self, config: Qwen3MoeConfig) -> Decoder:
+        norm = Norm(config.rms_norm_eps)
+        experts = Experts(
+            count=config.num_experts,
+            chosen=config.num_experts_per_tok,
+            inner=config.moe_intermediate_size,
+            renormalize=config.norm_topk_prob,
+            gate_up=(
+                "mlp.moe_gate_up_proj",
+                "mlp.experts.{}.gate_proj",
+                "mlp.experts.{}.up_proj",
             ),
+            down=("mlp.moe_down_proj", "mlp.experts.{}.down_proj"),
+        )
+        layer = Layer(qwen3_attention(config, norm), experts, Pre(norm))
+        return Decoder.of(
+            config,
+            layers=(layer,) * config.num_hidden_layers,
+            norm=norm,
+            tied=config.tie_word_embeddings,
         )
 
 

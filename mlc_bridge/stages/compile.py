@@ -12,9 +12,9 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mlc_bridge.compiler.kv_cache import CacheLayout
     from mlc_bridge.compiler.pipeline import Unit
     from mlc_bridge.models.arch import Arch, ModelConfig
-    from mlc_bridge.models.decoder_spec import DecoderSpec
+    from mlc_bridge.models.decoder.state import State
     from mlc_bridge.schemes import Scheme
 
 STEPS = ("graph", "compile", "link")
@@ -227,7 +227,7 @@ def make_unit(plan: CompilePlan, target: Target) -> Unit:
         mod, _ = graph.export_tvm(spec=graph.functions())[:2]
     return Unit(
         mod=mod,
-        cache=cache_layout(graph.spec, plan.scheme),
+        cache=cache_layout(graph.states(), plan.scheme),
         metadata=plan.metadata,
         chunk=config.prefill_chunk_size,
         vocab=config.vocab_size,
@@ -266,24 +266,19 @@ def _place(entry: EntryPoint) -> Path:
     return Path(found.origin).parent if found.parent else Path(found.origin)
 
 
-def cache_layout(spec: DecoderSpec, scheme: Scheme) -> CacheLayout:
-    """What the paged cache must know, from the decoder's own data."""
+def cache_layout(states: Sequence[State], scheme: Scheme) -> CacheLayout:
+    """The paged cache of all layers: they share one geometry and one window."""
     from mlc_bridge.compiler.kv_cache import CacheLayout
 
-    return CacheLayout(
-        layers=spec.layers,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        dtype=scheme.model_dtype,
-        rope_theta=spec.rope.theta,
-        rope_scale=spec.rope.scale,
-        rope_scaling=spec.rope.scaling,
-        rotary_dim=spec.rope.rotary_dim,
-        rotates=not spec.rotates_in_graph,
-        window=spec.window if any(spec.local) else None,
-        score_cap=spec.score_cap,
-    )
+    windows = {state.window for state in states if state.window is not None}
+    kinds = {replace(state, window=None) for state in states}
+    if len(kinds) > 1 or len(windows) > 1:
+        raise CompileError(
+            "the layers differ in more than a window, which the paged cache cannot hold",
+            found=f"{len(kinds)} geometries, windows {sorted(windows)}",
+        )
+    (pages,) = kinds
+    return CacheLayout(len(states), scheme.model_dtype, pages, max(windows, default=None))
 
 
 def lib_metadata(

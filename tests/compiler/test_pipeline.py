@@ -15,8 +15,9 @@ from mlc_bridge.compiler import pipeline
 from mlc_bridge.compiler.kv_cache import CacheLayout
 from mlc_bridge.compiler.target import host_target, make_target
 from mlc_bridge.errors import CompileError
+from mlc_bridge.models.decoder import KVPages, Rope
 
-LAYOUT = CacheLayout(layers=1, heads=2, kv_heads=1, head_dim=16, dtype="float32", rope_theta=1e4)
+LAYOUT = CacheLayout(1, "float32", KVPages(2, 1, 16, Rope(1e4)))
 
 
 class Doubler(nn.Module):
@@ -91,7 +92,8 @@ def test_attention_that_cuda_kernels_lack(what: dict[str, float]) -> None:
     from dataclasses import replace
 
     target = make_target({"kind": "cuda", "arch": "sm_80"})
-    local = replace(unit(), cache=replace(LAYOUT, **what))
+    pages = replace(LAYOUT.pages, score_cap=what.get("score_cap"))
+    local = replace(unit(), cache=replace(LAYOUT, pages=pages, window=what.get("window")))
     with pytest.raises(CompileError, match=next(iter(what))):
         pipeline.compile_module(local, target)
 

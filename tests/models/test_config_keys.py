@@ -17,7 +17,7 @@ from tiny import SHARED
 
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import MODELS
-from mlc_bridge.models.settings import HARMLESS, MATHS
+from mlc_bridge.models.decoder.settings import HARMLESS, MATHS
 
 TINY_ONES = [name for name in TINY if name in MODELS]
 
@@ -94,9 +94,9 @@ def test_a_switch_that_changes_the_logits_changes_the_graph(
     apart = (logits(name, fields) - logits(name, changed)).abs().max()
     assert apart > 1e-2
     arch: Any = MODELS[name]
-    before = arch.spec(arch.config(described(name, fields)))
+    before = arch.decoder(arch.config(described(name, fields)))
     try:
-        after = arch.spec(arch.config(described(name, changed)))
+        after = arch.decoder(arch.config(described(name, changed)))
     except ConfigError:
         return
     assert after != before

@@ -77,7 +77,7 @@ def test_rope_theta_wherever_it_stands(name: str) -> None:
     new = arch.config(hf(name))
     old = arch.config({**hf(name, rope_parameters=None), "rope_theta": 30_000})
     assert new == old
-    assert arch.spec(new).rope.theta == 30_000
+    assert arch.decoder(new).ropes[0].theta == 30_000
 
 
 def test_rope_scaling_of_both_layouts() -> None:
@@ -137,7 +137,7 @@ def test_longrope_has_both_lists() -> None:
     arch = MODELS["phi3"]
     config = arch.config(longrope())
     assert arch.config(config.asdict()) == config
-    lists = arch.spec(config).rope.lists
+    lists = arch.decoder(config).ropes[0].lists
     assert (lists.short, lists.long, lists.trained) == ((1.0,) * 32, (2.0,) * 32, 1024)
     assert lists.amplitude == pytest.approx(1.4**0.5)  # 16 = 2^4 times as long as 2^10
     assert config.restart_beyond == 1024
@@ -151,7 +151,7 @@ def test_longrope_has_both_lists() -> None:
 def test_longrope_amplitude_as_given(key: str, value: float, amplitude: float) -> None:
     arch = MODELS["phi3"]
     config = arch.config(longrope(**{key: value}))
-    assert arch.spec(config).rope.lists.amplitude == pytest.approx(amplitude)
+    assert arch.decoder(config).ropes[0].lists.amplitude == pytest.approx(amplitude)
     assert arch.config(config.asdict()) == config
 
 
@@ -160,7 +160,7 @@ def test_longrope_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"prefill_chunk_size.*1024"):
         arch.config(longrope(), prefill_chunk_size=1024)
     with pytest.raises(ConfigError, match="31 factors, expected 32"):
-        arch.spec(arch.config(longrope(long_factor=[2.0] * 31)))
+        arch.decoder(arch.config(longrope(long_factor=[2.0] * 31)))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from mlc_bridge.compiler.target import host_target
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import MODELS, ModelConfig, Weight
 from mlc_bridge.models.arch import is_quantized, parameters
-from mlc_bridge.models.decoder import Decoder
+from mlc_bridge.models.decoder.graph import DecoderGraph
+from mlc_bridge.models.decoder.part import Step
 from mlc_bridge.schemes import SCHEMES
 
 Array = np.ndarray[Any, Any]
@@ -74,20 +75,20 @@ def _drawn(name: str, shape: tuple[int, ...]) -> Array:
     return rng.normal(size=shape).astype(np.float32) / 8
 
 
-class Block(Decoder):
+class Block(DecoderGraph):
     """The layers of the first block that may be fused, as functions of their own."""
 
     def qkv(self, x: nn.Tensor) -> nn.Tensor:
         return self.blocks[0]["qkv"](x)
 
     def feed_forward(self, x: nn.Tensor) -> nn.Tensor:
-        return self.mlp(self.blocks[0], x)
+        return self.decoder.layers[0].mlp.emit(self.blocks[0], x, Step(None, None))
 
 
 def outputs(name: str, config: ModelConfig) -> list[Array]:
     """What ``qkv`` and the MLP give for three rows."""
     arch: Any = MODELS[name]
-    block = Block(arch.spec(config), SCHEME)
+    block = Block(arch.decoder(config), SCHEME)
     mode = {"param_mode": "packed", "effect_mode": "none"}
     rows = nn.spec.Tensor([1, "rows", 256], "float32")
     told = {key: {"x": rows, "$": mode} for key in ("qkv", "feed_forward")}

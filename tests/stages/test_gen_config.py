@@ -96,7 +96,7 @@ def test_a_window_is_masked_by_the_lib_alone(model: Path, tmp_path: Path, name: 
     plan = make_plan(CompileJob(tmp_path / "out", device="cpu"))
     assert plan.metadata["sliding_window_size"] == -1
     assert plan.metadata["context_window_size"] == 2048
-    assert MODELS[name].spec(plan.config).window == 48
+    assert MODELS[name].decoder(plan.config).layers[0].mixer.window == 48
 
 
 def test_a_size_the_architecture_lacks(model: Path, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlc_bridge.models import hf_config
-from mlc_bridge.models.decoder_config import DecoderConfig, common
-from mlc_bridge.models.decoder_spec import Names
+from mlc_bridge.models.decoder import hf_config
+from mlc_bridge.models.decoder.attention import QKV, Attention
+from mlc_bridge.models.decoder.config import DecoderConfig, common
+from mlc_bridge.models.decoder.norm import Norm
+from mlc_bridge.models.decoder.rope import Rope
 
 # Of the classes in transformers.
 QWEN_DEFAULTS = {
@@ -26,7 +28,7 @@ QWEN_DEFAULTS = {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
-QWEN_NAMES = Names(qkv=("self_attn.c_attn", *Names.qkv[1:]))
+C_ATTN = ("self_attn.c_attn", *QKV[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +71,15 @@ def qwen3_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
     bias = bool(flat.get("attention_bias", False))
     block = flat.get("weight_block_size")
     return {**qwen_fields(flat, 2048), "attention_bias": bias, "weight_block_size": block}
+
+
+def qwen3_attention(config: Qwen3Config, norm: Norm) -> Attention:
+    """With a norm on every query and key head."""
+    return Attention.of(
+        config,
+        rope=Rope(config.rope_theta),
+        bias=config.attention_bias,
+        o_bias=config.attention_bias,
+        norm=norm,
+        qkv=C_ATTN,
+    )

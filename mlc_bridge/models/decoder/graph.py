@@ -1,4 +1,4 @@
-"""The one relax graph of the decoder family, read off a ``DecoderSpec``.
+"""The one relax graph of the decoder family, read off a ``Decoder``.
 
 Modules are planted at the paths of the weight table, so parameter names are the table's. Functions
 carry MLC's names and signatures (h hidden, v vocabulary, kv the paged cache, logits float32)::
@@ -16,6 +16,7 @@ The batch shapes stay apart on purpose: one row, few rows and many rows want dif
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tvm.relax.frontend import nn
@@ -23,48 +24,43 @@ from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from mlc_bridge.models.arch import Weight
-from mlc_bridge.models.decoder_spec import DecoderSpec, layer_weights, model_weights
-from mlc_bridge.models.layers import (
+from mlc_bridge.models.decoder.layers import (
     Embedding,
     Layer,
     QLinear,
-    RMSNorm,
-    attend,
     cap,
-    gated,
     last_token,
-    qk_norm,
     take_rows,
 )
-from mlc_bridge.models.mixture import ExpertLinear, choose
-from mlc_bridge.models.rotary import (
+from mlc_bridge.models.decoder.mixture import ExpertLinear
+from mlc_bridge.models.decoder.model import Decoder
+from mlc_bridge.models.decoder.part import Step
+from mlc_bridge.models.decoder.rotary import (
     Reach,
-    Table,
     each_row,
     one_sequence,
     positions,
     rope_table,
-    rotate,
     unbroken,
     up_to,
 )
+from mlc_bridge.models.decoder.state import State
 from mlc_bridge.schemes.scheme import Scheme
 
 Block = dict[str, Any]
-Tables = tuple[Table, ...] | None
 
 
-class Decoder(nn.Module):
-    def __init__(self, spec: DecoderSpec, scheme: Scheme) -> None:
-        self.spec, self.scheme = spec, scheme
-        outer = model_weights(spec)
+class DecoderGraph(nn.Module):
+    def __init__(self, decoder: Decoder, scheme: Scheme) -> None:
+        self.decoder, self.scheme = decoder, scheme
+        outer = decoder.outer_weights()
         embed = outer.pop("embed")
         # Planted in the table's order: it becomes the order of packed_params. Plain dicts refer to
         # the layers, because the exporter would count a module attribute as a second parameter.
         self.outer: Block = {"embed": self._plant(embed)}
         self.blocks: list[Block] = [
-            {slot: self._fused(weights) for slot, weights in layer_weights(spec, index).items()}
-            for index in range(spec.layers)
+            {slot: self._fused(weights) for slot, weights in decoder.layer_weights(index).items()}
+            for index in range(len(decoder.layers))
         ]
         self.outer |= {slot: self._plant(w) for slot, w in outer.items()}
 
@@ -87,9 +83,9 @@ class Decoder(nn.Module):
         return lambda *args: op.concat([layer(*args) for layer in layers], dim=-1)
 
     def _layer(self, weight: Weight) -> Layer:
-        scheme, floats = self.scheme, self.spec.float_layers
+        scheme, floats = self.scheme, self.decoder.float_layers
         if weight.role == "norm":
-            return RMSNorm(weight, scheme, self.spec.eps)
+            return self.decoder.norm.plant(weight, scheme)
         if weight.role == "embedding":
             return Embedding(weight, scheme, floats)
         kind = ExpertLinear if weight.experts else QLinear
@@ -97,57 +93,25 @@ class Decoder(nn.Module):
 
     def hidden(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach) -> nn.Tensor:
         """All layers, before the last norm; ``reach`` tells how far each row's sequence goes."""
-        x = x if self.spec.embed_scale == 1.0 else x * self.spec.embed_scale
-        tables = self.rope_tables(x, kv, reach)
-        for index, block in enumerate(self.blocks):
-            out = self.attention(block, block["attn_norm"](x), kv, index, tables)
-            x = x + (block["attn_post"](out) if self.spec.post_norms else out)
-            out = self.mlp(block, block["mlp_norm"](x))
-            x = x + (block["mlp_post"](out) if self.spec.post_norms else out)
+        x = x if self.decoder.embed_scale == 1.0 else x * self.decoder.embed_scale
+        step = Step(kv, self.rope_tables(x, kv, reach))
+        for index, (layer, block) in enumerate(zip(self.decoder.layers, self.blocks, strict=True)):
+            x = layer.emit(block, x, replace(step, index=index))
         return x
 
-    def rope_tables(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach) -> Tables:
-        """For global and for local layers; none where the cache itself rotates all of them."""
-        spec = self.spec
-        if not spec.rotates_in_graph:
+    def rope_tables(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach) -> Any:
+        """Rope -> cosine and sine; None where the cache itself rotates."""
+        if not self.decoder.rotates_in_graph:
             return None
         at = positions(kv, x.shape[0] * x.shape[1])
-        full = rope_table(at, reach, spec.rope, spec.head_dim)
-        own = spec.local_rope
-        return full, full if own is None else rope_table(at, reach, own, spec.head_dim)
-
-    def attention(
-        self, block: Block, x: nn.Tensor, kv: PagedKVCache, index: int, tables: Tables
-    ) -> nn.Tensor:
-        spec = self.spec
-        b, s, _ = x.shape
-        local = bool(spec.local) and spec.local[index]
-        qkv = op.reshape(block["qkv"](x), (b * s, spec.heads + 2 * spec.kv_heads, spec.head_dim))
-        if spec.qk_norm:
-            qkv = qk_norm(qkv, block["q_norm"], block["k_norm"], spec.heads, spec.kv_heads)
-        if tables is not None:
-            qkv = rotate(qkv, tables[local], spec.heads + spec.kv_heads)
-        scale = -spec.attention_scale if local else spec.attention_scale
-        out = attend(kv, index, qkv, spec.heads, scale)
-        return block["o"](op.reshape(out, (b, s, spec.heads * spec.head_dim)))
-
-    def mlp(self, block: Block, x: nn.Tensor) -> nn.Tensor:
-        if self.spec.experts is not None:
-            return self.mixture(block, x)
-        return block["down"](gated(block["gate_up"](x), self.spec.activation))
-
-    def mixture(self, block: Block, x: nn.Tensor) -> nn.Tensor:
-        """Every token through its chosen experts, their outputs added by the router's weights."""
-        assert self.spec.experts is not None
-        chosen, share = choose(block["router"](x, "float32"), self.spec.experts)
-        inner = gated(block["expert_gate_up"](x, chosen), self.spec.activation)
-        return op.reshape(block["expert_down"].combine(inner, chosen, share), x.shape)
+        width = self.decoder.layers[0].mixer.head_dim
+        return {rope: rope_table(at, reach, rope, width) for rope in self.decoder.ropes}
 
     def logits(self, x: nn.Tensor) -> nn.Tensor:
         x = self.outer["norm"](x)
-        head = self.outer["embed"].head if self.spec.tied else self.outer["head"]
+        head = self.outer["embed"].head if self.decoder.tied else self.outer["head"]
         y = head(x, "float32")
-        return y if self.spec.logit_cap is None else cap(y, self.spec.logit_cap)
+        return y if self.decoder.logit_cap is None else cap(y, self.decoder.logit_cap)
 
     def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
         return self.outer["embed"](input_ids)
@@ -171,9 +135,13 @@ class Decoder(nn.Module):
     def batch_verify(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
         return self.logits(self.hidden(input_embeds, paged_kv_cache, unbroken)), paged_kv_cache
 
+    def states(self) -> tuple[State, ...]:
+        """What the runtime must hold for every layer."""
+        return self.decoder.states()
+
     def functions(self) -> nn.spec.ModuleSpec:
         """Input shapes of every function; all take the parameters as one packed tuple."""
-        h, dtype = self.spec.hidden, self.scheme.model_dtype
+        h, dtype = self.decoder.hidden, self.scheme.model_dtype
         kv = {"paged_kv_cache": nn.spec.Object(object_type=PagedKVCache)}
 
         def rows(*shape: int | str) -> nn.spec.Tensor:

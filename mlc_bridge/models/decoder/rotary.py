@@ -20,8 +20,8 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-from mlc_bridge.models.decoder_spec import Rope
-from mlc_bridge.models.layers import Expr
+from mlc_bridge.models.decoder.layers import Expr
+from mlc_bridge.models.decoder.rope import Rope
 from mlc_bridge.packing import Array
 
 Table = tuple[nn.Tensor, nn.Tensor]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlc_bridge.models import hf_config
+from mlc_bridge.models.decoder import hf_config
 
 OURS = ("float_layers", "split_layers")
 

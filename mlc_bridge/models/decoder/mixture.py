@@ -18,8 +18,7 @@ from tvm import ir, te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 
-from mlc_bridge.models.decoder_spec import Experts
-from mlc_bridge.models.layers import Expr, Layer
+from mlc_bridge.models.decoder.layers import Expr, Layer
 
 OPAQUE = {"op_pattern": 8}
 
@@ -104,7 +103,7 @@ class _OneExpert:
         return self[index]
 
 
-def choose(scores: nn.Tensor, experts: Experts) -> tuple[nn.Tensor, nn.Tensor]:
+def choose(scores: nn.Tensor, best_of: int, *, renormalize: bool) -> tuple[nn.Tensor, nn.Tensor]:
     """``scores float32 [b, s, e]`` -> ``chosen int32 [m, c]`` and ``share float32 [m, c]``.
 
     The rank of an expert is the number of better ones (of equals, the earlier is better), so the
@@ -113,7 +112,7 @@ def choose(scores: nn.Tensor, experts: Experts) -> tuple[nn.Tensor, nn.Tensor]:
     b, s, count = scores.shape
 
     def router(scores: te.Tensor) -> list[te.Tensor]:
-        m, c = scores.shape[0], experts.chosen
+        m, c = scores.shape[0], best_of
         f = te.reduce_axis((0, count), name="f")
 
         def better(t: Expr, e: Expr) -> Expr:
@@ -140,8 +139,8 @@ def choose(scores: nn.Tensor, experts: Experts) -> tuple[nn.Tensor, nn.Tensor]:
 
         chosen = of_rank(lambda t, e: e.astype("int32"), "int32", "chosen")
         best = of_rank(lambda t, e: scores[t, e], "float32", "best")
-        pool = best if experts.renormalize else scores
-        j = te.reduce_axis((0, c if experts.renormalize else count), name="j")
+        pool = best if renormalize else scores
+        j = te.reduce_axis((0, c if renormalize else count), name="j")
         total = te.compute(
             (m,), lambda t: te.sum(tirx.exp(pool[t, j] - best[t, 0]), axis=j), name="total"
         )

@@ -27,7 +27,7 @@ from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from mlc_bridge.models.arch import Weight, is_quantized, parameters
-from mlc_bridge.models.decoder_spec import Activation
+from mlc_bridge.models.decoder.mlp import Activation
 from mlc_bridge.schemes.matmul import nt_matmul
 from mlc_bridge.schemes.scheme import Scheme, for_role
 
@@ -175,12 +175,16 @@ def last_token(x: nn.Tensor) -> nn.Tensor:
     return op.tensor_expr_op(take_last, "last_token", [x])
 
 
-def attend(kv: PagedKVCache, layer: int, qkv: nn.Tensor, heads: int, scale: float) -> nn.Tensor:
+def attend(
+    kv: PagedKVCache, layer: int, qkv: nn.Tensor, heads: int, scale: float, *, local: bool
+) -> nn.Tensor:
     """``qkv [m, heads + 2 * kv_heads, d] -> [m, heads, d]``: the cache knows the sequences.
 
-    A negative ``scale`` marks a local layer: the kernels then mask what lies outside the window.
+    The kernels mask what lies outside the window where a layer is ``local``; the runtime carries no
+    more than a scale from here to them, so its sign tells it.
     """
     rows, _, width = qkv.shape
+    scale = -scale if local else scale
     call = relax.call_dps_packed(
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
         [kv._expr, relax.prim_value(layer), relax.prim_value(scale), qkv._expr],

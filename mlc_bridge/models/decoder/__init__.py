@@ -1,0 +1,38 @@
+"""The parts that decoders are made of: one class a file, with all its faces on one screen.
+
+``weights()`` is the table that conversion reads (no compiler needed), ``emit()`` the graph,
+``state()`` what the runtime must hold. An architecture builds a ``Decoder`` from its config::
+
+    Decoder(embed, layers, norm, head)        Layer(mixer, mlp, join)
+    mixer: Attention                          mlp: Gated, Experts          join: Pre, Sandwich
+"""
+
+from __future__ import annotations
+
+from mlc_bridge.models.decoder.attention import Attention
+from mlc_bridge.models.decoder.experts import Experts
+from mlc_bridge.models.decoder.family import DecoderFamily
+from mlc_bridge.models.decoder.layer import Layer, Pre, Sandwich
+from mlc_bridge.models.decoder.mlp import Gated
+from mlc_bridge.models.decoder.model import Decoder, Names
+from mlc_bridge.models.decoder.norm import Norm
+from mlc_bridge.models.decoder.rope import LongRope, Rope
+from mlc_bridge.models.decoder.settings import Settings
+from mlc_bridge.models.decoder.state import KVPages
+
+__all__ = [
+    "Attention",
+    "Decoder",
+    "DecoderFamily",
+    "Experts",
+    "Gated",
+    "KVPages",
+    "Layer",
+    "LongRope",
+    "Names",
+    "Norm",
+    "Pre",
+    "Rope",
+    "Sandwich",
+    "Settings",
+]

@@ -1,0 +1,88 @@
+"""Attention over the runtime's paged cache.
+
+    q, k, v = split(qkv(x)),   q, k normed per head (``norm``),   q, k rotated (``rope``)
+    out     = o(softmax(cap(q k^T * scale) + mask) v)
+
+Query, key and value are one matrix where MLC fuses them. A local layer (``window``) sees the last
+``window`` positions only, itself among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlc_bridge.models.decoder.norm import Norm
+from mlc_bridge.models.decoder.part import Block, Path, Step, Weights, matrix
+from mlc_bridge.models.decoder.rope import Rope
+from mlc_bridge.models.decoder.state import KVPages
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend import nn
+
+    from mlc_bridge.models.decoder.config import DecoderConfig
+
+QKV: Path = ("self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+@dataclass(frozen=True)
+class Attention:
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope
+    bias: bool = False
+    """Of query, key and value."""
+    o_bias: bool = False
+    norm: Norm | None = None
+    """Of every query and key head, before the rotation."""
+    query_width: float | None = None
+    """Scores are divided by its square root; the head width unless given."""
+    score_cap: float | None = None
+    window: int | None = None
+    qkv: Path = QKV
+    o: Path = ("self_attn.o_proj", "self_attn.o_proj")
+
+    @classmethod
+    def of(cls, config: DecoderConfig, rope: Rope, **more: Any) -> Attention:
+        """With the heads of ``config``."""
+        return cls(
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim, rope, **more
+        )
+
+    def weights(self, hidden: int) -> Weights:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        slots = {
+            "qkv": matrix(self.qkv, (q, kv, kv), hidden, bias=self.bias),
+            "o": matrix(self.o, (hidden,), q, bias=self.o_bias),
+        }
+        if self.norm is not None:
+            for slot in ("q_norm", "k_norm"):
+                slots[slot] = self.norm.weight((f"self_attn.{slot}",) * 2, self.head_dim)
+        return slots
+
+    def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
+        from tvm.relax.frontend.nn import op
+
+        from mlc_bridge.models.decoder.layers import attend, qk_norm
+        from mlc_bridge.models.decoder.rotary import rotate
+
+        b, s, _ = x.shape
+        both = self.heads + self.kv_heads
+        qkv = op.reshape(block["qkv"](x), (b * s, both + self.kv_heads, self.head_dim))
+        if self.norm is not None:
+            qkv = qk_norm(qkv, block["q_norm"], block["k_norm"], self.heads, self.kv_heads)
+        if step.tables is not None:
+            qkv = rotate(qkv, step.tables[self.rope], both)
+        local = self.window is not None
+        out = attend(step.kv, step.index, qkv, self.heads, self.scale, local=local)
+        return block["o"](op.reshape(out, (b, s, self.heads * self.head_dim)))
+
+    @property
+    def scale(self) -> float:
+        return float(self.query_width or self.head_dim) ** -0.5
+
+    def state(self) -> KVPages:
+        return KVPages(
+            self.heads, self.kv_heads, self.head_dim, self.rope, self.window, self.score_cap
+        )

@@ -1,0 +1,87 @@
+"""A layer: a mixer, an MLP, and how they join the residual stream.
+
+Pre        x += mixer(norm(x));        x += mlp(norm(x))
+Sandwich   x += norm(mixer(norm(x)));  x += norm(mlp(norm(x)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from mlc_bridge.models.decoder.attention import Attention
+from mlc_bridge.models.decoder.norm import Norm
+from mlc_bridge.models.decoder.part import Block, Part, Path, Step, Weights
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend import nn
+
+Run = Callable[["nn.Tensor"], "nn.Tensor"]
+POST_ATTENTION: Path = ("post_attention_layernorm", "post_attention_layernorm")
+PRE_MLP: Path = ("pre_feedforward_layernorm", "pre_feedforward_layernorm")
+POST_MLP: Path = ("post_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+class Join(Protocol):
+    def weights(self, hidden: int) -> Weights: ...
+
+    def emit(self, block: Block, x: nn.Tensor, mixer: Run, mlp: Run) -> nn.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pre:
+    norm: Norm
+    before_mixer: Path = ("input_layernorm", "input_layernorm")
+    before_mlp: Path = POST_ATTENTION
+
+    def weights(self, hidden: int) -> Weights:
+        return {
+            "attn_norm": self.norm.weight(self.before_mixer, hidden),
+            "mlp_norm": self.norm.weight(self.before_mlp, hidden),
+        }
+
+    def emit(self, block: Block, x: nn.Tensor, mixer: Run, mlp: Run) -> nn.Tensor:
+        x = x + mixer(block["attn_norm"](x))
+        return x + mlp(block["mlp_norm"](x))
+
+
+@dataclass(frozen=True)
+class Sandwich(Pre):
+    before_mlp: Path = PRE_MLP
+    after_mixer: Path = POST_ATTENTION
+    after_mlp: Path = POST_MLP
+
+    def weights(self, hidden: int) -> Weights:
+        return {
+            **super().weights(hidden),
+            "attn_post": self.norm.weight(self.after_mixer, hidden),
+            "mlp_post": self.norm.weight(self.after_mlp, hidden),
+        }
+
+    def emit(self, block: Block, x: nn.Tensor, mixer: Run, mlp: Run) -> nn.Tensor:
+        x = x + block["attn_post"](mixer(block["attn_norm"](x)))
+        return x + block["mlp_post"](mlp(block["mlp_norm"](x)))
+
+
+@dataclass(frozen=True)
+class Layer:
+    mixer: Attention
+    mlp: Part
+    join: Join
+
+    def weights(self, hidden: int) -> Weights:
+        """Slot -> weight relative to the layer, in MLC's order."""
+        return {
+            **self.mixer.weights(hidden),
+            **self.mlp.weights(hidden),
+            **self.join.weights(hidden),
+        }
+
+    def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
+        return self.join.emit(
+            block,
+            x,
+            lambda y: self.mixer.emit(block, y, step),
+            lambda y: self.mlp.emit(block, y, step),
+        )

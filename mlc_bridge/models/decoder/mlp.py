@@ -1,0 +1,32 @@
+"""The gated MLP: ``down(act(gate(x)) * up(x))``, gate and up fused to one matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mlc_bridge.models.decoder.part import Block, Path, Step, Weights, matrix
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend import nn
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class Gated:
+    inner: int
+    activation: Activation = "silu"
+    gate_up: Path = ("mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
+    down: Path = ("mlp.down_proj", "mlp.down_proj")
+
+    def weights(self, hidden: int) -> Weights:
+        return {
+            "gate_up": matrix(self.gate_up, (self.inner, self.inner), hidden),
+            "down": matrix(self.down, (hidden,), self.inner),
+        }
+
+    def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
+        from mlc_bridge.models.decoder.layers import gated
+
+        return block["down"](gated(block["gate_up"](x), self.activation))

@@ -1,0 +1,26 @@
+"""What the runtime must hold for a layer between two steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlc_bridge.models.decoder.rope import Rope
+
+
+@dataclass(frozen=True)
+class KVPages:
+    """Keys and values of all past tokens, in the runtime's paged cache.
+
+    The cache rotates queries and keys by ``rope``, unless it is None. ``window`` is what a local
+    layer sees of the past; ``score_cap`` bounds scores: cap * tanh(score / cap).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope | None
+    window: int | None = None
+    score_cap: float | None = None
+
+
+State = KVPages
