@@ -142,10 +142,6 @@ class Arch(Protocol):
         """Every weight in MLC's parameter order."""
         ...
 
-    def graph(self, config: Any, scheme: Scheme) -> nn.Module:
-        """The relax module with MLC's parameter names and function set.
-
-        Beside its functions it has ``functions()``, the spec that ``export_tvm`` takes, and
-        ``spec``, the ``DecoderSpec`` that says what the KV cache must hold.
-        """
+    def graph(self, config: Any, scheme: Scheme) -> Graph:
+        """The relax module with MLC's parameter names and function set."""
         ...

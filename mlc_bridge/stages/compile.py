@@ -218,7 +218,7 @@ def make_unit(plan: CompilePlan, target: Target) -> Unit:
     config = plan.config
     with target:
         graph = plan.arch.graph(config, plan.scheme)
-        if missing := [name for name in ("functions", "spec") if not hasattr(graph, name)]:
+        if missing := [name for name in ("functions", "states") if not hasattr(graph, name)]:
             raise CompileError(
                 f"the graph of the architecture {plan.arch.name} lacks {' and '.join(missing)}",
                 where=type(graph).__qualname__,
