@@ -42,7 +42,9 @@ def _damage(found: Any, holder: Any, key: Any, rng: random.Random) -> None:
     elif kind == 3 and isinstance(holder[key], int) and not isinstance(holder[key], bool):
         holder[key] = rng.choice((holder[key] + 1, holder[key] - 1, -holder[key], holder[key] * 2))
     elif kind == 4 and isinstance(holder[key], str):
-        holder[key] = damaged_bytes(holder[key].encode(), rng).decode("latin-1")
+        holder[key] = damaged_bytes(holder[key].encode("utf-8", "surrogatepass"), rng).decode(
+            "latin-1"
+        )
     else:
         holder[key] = copy.deepcopy(rng.choice(ODD))
 
