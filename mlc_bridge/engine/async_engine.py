@@ -11,7 +11,7 @@ one large request holds up neither the loop nor the other requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from pathlib import Path
@@ -72,7 +72,9 @@ class AsyncMLCEngine(Frontend):
     async def __aexit__(self, *_: object) -> None:
         self.terminate()
 
-    async def answer(self, request: Request, shape: type[Any]) -> AsyncGenerator[Any, None]:
+    async def answer(
+        self, request: Request, shape: Callable[..., Any]
+    ) -> AsyncGenerator[Any, None]:
         """Begin; what ``shape`` makes of the answers comes from the generator, whose end cancels
         what is unfinished. Raises as ``create`` does."""
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +14,7 @@ from mlc_bridge.errors import BridgeError, ContextOverflow, EngineError
 
 R = TypeVar("R", bound=BaseModel)
 SHOWN = 200  # characters of a wrong value that are quoted
+KINDS = ("str", "bool", "NamedTool")
 
 
 def parse(
@@ -30,10 +32,21 @@ def parse(
     try:
         return kind.model_validate(fields), unknown
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-    name = ".".join(str(part)[:SHOWN] for part in first["loc"]) or "the request"
-    what = first["msg"].removeprefix("Value error, ")
-    raise EngineError(what, where=name, found=_short(first["input"])) from None
+        # Of a value that might be one thing or another, the reading that came furthest.
+        found = max(error.errors(include_url=False, include_context=False), key=_depth)
+    what = found["msg"].removeprefix("Value error, ")
+    raise EngineError(what, where=_name(found), found=_short(found["input"])) from None
+
+
+def _depth(found: Mapping[str, Any]) -> tuple[int, bool]:
+    return len(found["loc"]), not found["type"].endswith("_type")
+
+
+def _name(found: Mapping[str, Any]) -> str:
+    """The argument's path, without the names of the kinds that were tried."""
+    parts = [str(part)[:SHOWN] for part in found["loc"]]
+    kept = [part for part in parts if part not in KINDS and "[" not in part]
+    return ".".join(kept) or "the request"
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from mlc_bridge.errors import BridgeError
 ROUTES = (
     ("POST", "/v1/chat/completions", generate.chat_completions),
     ("POST", "/v1/completions", generate.completions),
+    ("POST", "/v1/responses", generate.responses),
     ("POST", "/v1/embeddings", generate.embeddings),
     ("GET", "/v1/models", about.models),
     ("GET", "/v1/models/{id:path}", about.model),

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions`` and ``/v1/completions``."""
+"""``/v1/chat/completions``, ``/v1/completions`` and ``/v1/responses``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -19,6 +20,8 @@ from mlc_bridge.engine.frontend import Request as Wish
 from mlc_bridge.engine.openai.chat import ChatCompletionRequest
 from mlc_bridge.engine.openai.completion import CompletionRequest
 from mlc_bridge.engine.openai.error import error_object, failure, parse, read_object
+from mlc_bridge.engine.openai.responses_request import ResponsesRequest
+from mlc_bridge.engine.response_events import ResponseEvents, ResponseWhole
 from mlc_bridge.engine.responses import ChatStream, ChatWhole, CompletionStream, CompletionWhole
 from mlc_bridge.engine.server.served import Served, served
 from mlc_bridge.errors import BridgeError, EngineError
@@ -40,6 +43,20 @@ async def completions(request: Request) -> Response:
     return await answered(request, wish, headers, shape)
 
 
+async def responses(request: Request) -> Response:
+    asked, headers = await read(request, ResponsesRequest)
+    shape = partial(ResponseEvents if asked.stream else ResponseWhole, request=asked)
+    return await answered(request, asked.chat(), headers, shape, _named_event)
+
+
+def _named_event(event: dict[str, Any]) -> bytes:
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _data(part: BaseModel) -> bytes:
+    return b"data: " + part.model_dump_json().encode() + b"\n\n"
+
+
 async def read(request: Request, kind: type[R]) -> tuple[R, dict[str, str]]:
     """The checked request, and the header that names what was ignored. Raises EngineError."""
     here = served(request)
@@ -58,15 +75,22 @@ async def body_of(request: Request) -> bytes:
 
 
 async def answered(
-    request: Request, wish: Wish, headers: dict[str, str], shape: type[Any]
+    request: Request,
+    wish: Wish,
+    headers: dict[str, str],
+    shape: Callable[..., Any],
+    event: Callable[[Any], bytes] = _data,
 ) -> Response:
     here = served(request)
     limit(wish, here)
     parts = await unless_gone(request, here.engine.answer(wish, shape))
     parts = request.app.state.metrics.observed(timed(parts, here.settings.request_seconds))
     if wish.stream:
-        return EventStream(events(parts), headers)
+        last = DONE if event is _data else b""
+        return EventStream(events(parts, event, last), headers)
     whole = await unless_gone(request, the_one(parts))
+    if isinstance(whole, dict):
+        return JSONResponse(whole, headers=headers)
     return Response(whole.model_dump_json(), media_type="application/json", headers=headers)
 
 
@@ -127,15 +151,18 @@ async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
         pass
 
 
-async def events(parts: AsyncGenerator[BaseModel, None]) -> AsyncGenerator[bytes, None]:
+async def events(
+    parts: AsyncGenerator[Any, None], event: Callable[[Any], bytes], last: bytes
+) -> AsyncGenerator[bytes, None]:
     """Server-sent events; what goes wrong on the way is an event too."""
     async with aclosing(parts):
         try:
             async for part in parts:
-                yield b"data: " + part.model_dump_json().encode() + b"\n\n"
+                yield event(part)
         except BridgeError as error:
             yield f"data: {json.dumps(error_object(error))}\n\n".encode()
-    yield DONE
+    if last:
+        yield last
 
 
 class EventStream(Response):
