@@ -1,5 +1,6 @@
 """Files of the real msModelSlim end to end: converted, the weights are the tool's own."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def test_a_partly_float_layer_falls_apart(tmp_path, case, alone, floats):
     assert {x.rpartition(".")[2] for x in report.float_layers} == floats
     layers = {n.split(".")[4] for n in read_index(tmp_path / "out").records if "_proj." in n}
     assert alone <= layers
+
+
+def test_what_mindie_writes_into_the_config_is_known(tmp_path):
+    """``--mindie_format`` adds these two; the description still says what the weights are."""
+    home = tmp_path / "model"
+    shutil.copytree(GOLDEN / "real-w8a8-m1-safe-tensor", home)
+    config = json.loads((home / "config.json").read_text())
+    config |= {"quantize": "w8a8", "quantization_config": {"w_bit": 8, "group_size": 0}}
+    (home / "config.json").write_text(json.dumps(config))
+    findings = convert_weight(ConvertJob(home, tmp_path / "out")).findings
+    assert not [finding for finding in findings if "unknown" in finding]
 
 
 def test_a_norm_whose_copy_differs_is_refused(tmp_path):
