@@ -107,6 +107,11 @@ class ModelConfig(Protocol):
         """
         ...
 
+    @property
+    def linear_layers(self) -> tuple[str, ...]:
+        """MLC paths of head and routers that the checkpoint quantizes as it does its linears."""
+        ...
+
     def asdict(self) -> dict[str, Any]: ...
 
 

@@ -256,6 +256,8 @@ def survey(
     quantized = set(source.layers(ckpt))
     if split := _partly_float(weights(), quantized, requantize):
         given["split_layers"] = split
+    if linear := _quantized_heads(weights(), quantized, requantize):
+        given["linear_layers"] = linear
     if floats := _float_layers(weights(), quantized, requantize):
         given["float_layers"] = floats
     table = weights()
@@ -297,6 +299,14 @@ def _partly_float(
 
     fused = [w for w in weights if w.role == "linear" and len(w.rows) > 1]
     return tuple(w.path for w in fused if mixed(w.sources) and not requantize.covers(w))
+
+
+def _quantized_heads(
+    weights: Sequence[Weight], quantized: Set[str], requantize: Requantize
+) -> tuple[str, ...]:
+    """MLC paths of head and routers that the checkpoint quantizes; schemes leave them float."""
+    others = [w for w in weights if w.role in ("lm_head", "router")]
+    return tuple(w.path for w in others if w.sources[0] in quantized and not requantize.covers(w))
 
 
 def _float_layers(

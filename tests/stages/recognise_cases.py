@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from awq_checkpoint import quantized
 from safetensors.numpy import save_file
 from tool_layouts import WRITERS, gptq_v2, settings
 
@@ -228,6 +229,15 @@ def float_v_proj(home: Path) -> Path:
     return write(home, tensors, example.config)
 
 
+def quantized_head(home: Path) -> Path:
+    """The head in AutoAWQ's form too, by plain rounding."""
+    example = Example()
+    tensors = example.tensors()
+    parts, _ = quantized(tensors.pop("lm_head.weight"), 128)
+    tensors |= {f"lm_head.{suffix}": a for suffix, a in parts.items()}
+    return write(home, tensors, example.config)
+
+
 def scales_of_their_own(home: Path) -> Path:
     """Float8 of a real tool, each of q, k and v with a scale of its own."""
     grown(GOLDEN / "sources" / "hf-fp8" / "per-tensor-static", home)
@@ -259,6 +269,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], str]] = {
         "no quantization scheme holds every layer.*down_proj",
     ),
     "v_proj is float, q and k are not": (float_v_proj, "q4f16_autoawq"),
+    "a quantized head": (quantized_head, "q4f16_autoawq"),
     "float8 scales of their own": (scales_of_their_own, "fp8_e4m3fn_f16_row_scale"),
     "a tensor is missing": (missing_part, "up_proj.scales"),
 }

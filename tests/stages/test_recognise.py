@@ -19,6 +19,7 @@ from recognise_cases import (
     another_head,
     float_model,
     grown,
+    quantized_head,
     scales_of_their_own,
     write,
 )
@@ -37,6 +38,7 @@ from mlc_bridge import (
 from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.errors import BridgeError
 from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.sources import Checkpoint
 from mlc_bridge.stages.build import BuildPlan
 from mlc_bridge.stages.recognise import detected, open_checkpoint, recognise, survey
 
@@ -231,3 +233,21 @@ def test_a_named_format_goes_over_the_configs_word(name: str, tmp_path: Path) ->
     assert inspect_checkpoint(InspectJob(home, fmt)).source_format == fmt
     other = "gptq" if fmt != "gptq" else "hf-fp8"
     assert {k for k, _ in ask(home, tmp_path / "o", source_format=other).values()} == {"refused"}
+
+
+def test_a_quantized_head_lands_as_it_is(tmp_path: Path) -> None:
+    """In the scheme's own form, and the graph asks for it; by wish it is rounded to float."""
+    home = quantized_head(tmp_path / "model")
+    raw = Checkpoint.open(home)
+    convert_weight(ConvertJob(home, tmp_path / "out"))
+    cache = read_index(tmp_path / "out")
+    for suffix in ("qweight", "qzeros", "scales"):
+        stored = cache.array(f"lm_head.{suffix}")
+        assert np.array_equal(stored.view(raw.dtype(f"lm_head.{suffix}")),
+                              raw.tensor(f"lm_head.{suffix}"))  # fmt: skip
+    found = recognise(home)
+    graph = found.arch.graph(found.config, found.scheme)
+    assert {name for name, _ in graph.named_parameters()} == set(found.specs) == set(cache.records)
+    job = ConvertJob(home, tmp_path / "float", found.scheme.name, requantize="lm_head")
+    assert [e.layer for e in convert_weight(job).requantized] == ["lm_head"]
+    assert read_index(tmp_path / "float").array("lm_head.weight").dtype == np.float16

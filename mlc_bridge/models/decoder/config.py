@@ -12,7 +12,7 @@ from typing import Any
 
 from mlc_bridge.models.decoder import hf_config
 
-OURS = ("float_layers", "split_layers")
+OURS = ("float_layers", "split_layers", "linear_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class DecoderConfig:
     tensor_parallel_shards: int = 1
     float_layers: tuple[str, ...] = ()
     split_layers: tuple[str, ...] = ()
+    linear_layers: tuple[str, ...] = ()
 
     @property
     def restart_beyond(self) -> int | None:

@@ -46,6 +46,8 @@ class Decoder:
     float_layers: tuple[str, ...] = ()
     split_layers: tuple[str, ...] = ()
     """Fused layers that fall apart into their checkpoint parts, by MLC path."""
+    linear_layers: tuple[str, ...] = ()
+    """Head and routers stored like any linear, as the checkpoint quantizes them; MLC path."""
     apart: tuple[str, ...] = ()
     """Slots whose parts MLC keeps apart in every layer."""
 
@@ -59,6 +61,7 @@ class Decoder:
             norm,
             float_layers=config.float_layers,
             split_layers=config.split_layers,
+            linear_layers=config.linear_layers,
             **more,
         )
 
@@ -88,7 +91,8 @@ class Decoder:
             "norm": self.norm.weight(names.norm, self.hidden),
         }
         if not self.tied:
-            table["head"] = matrix(names.head, rows, self.hidden, role="lm_head")
+            head = matrix(names.head, rows, self.hidden, role="lm_head")
+            table["head"] = self._in_its_role(head)
         return table
 
     def layer_weights(self, index: int) -> dict[str, tuple[Weight, ...]]:
@@ -97,10 +101,14 @@ class Decoder:
 
         def placed(slot: str, weight: Weight) -> tuple[Weight, ...]:
             split = slot in self.apart or f"{ours}.{weight.path}" in self.split_layers
-            return tuple(_below(w, ours, theirs) for w in (_parts(weight) if split else (weight,)))
+            parts = _parts(weight) if split else (weight,)
+            return tuple(self._in_its_role(_below(w, ours, theirs)) for w in parts)
 
         slots = self.layers[index].weights(self.hidden)
         return {slot: placed(slot, weight) for slot, weight in slots.items()}
+
+    def _in_its_role(self, weight: Weight) -> Weight:
+        return replace(weight, role="linear") if weight.path in self.linear_layers else weight
 
     def states(self) -> tuple[State, ...]:
         """What the runtime must hold for every layer.
