@@ -107,7 +107,7 @@ def _separate_embedding(directory: str | Path) -> set[str]:
     if chat.model_type not in MODELS:
         return set()
     arch = MODELS[chat.model_type]
-    weights = arch.weights(arch.config(chat.arch_config))
+    weights = arch.weights(arch.config({**chat.arch_config, "linear_layers": ()}))
     tied = not any(w.role == "lm_head" for w in weights)
     return set() if tied else {w.path for w in weights if w.role == "embedding"}
 
