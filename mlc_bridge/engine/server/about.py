@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Annotated, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from mlc_bridge import __version__
 from mlc_bridge.engine.openai.chat import ChatCompletionRequest, Message
@@ -17,6 +18,19 @@ from mlc_bridge.engine.openai.request import Tolerant
 from mlc_bridge.engine.server.generate import read
 from mlc_bridge.engine.server.served import Served, served
 from mlc_bridge.errors import EngineError
+
+PAGE = files("mlc_bridge.engine.server").joinpath("page.html").read_bytes()
+PAGE_HEADERS = {
+    # Nothing from elsewhere, and nobody puts the page into another.
+    "content-security-policy": "default-src 'self'; style-src 'unsafe-inline'; img-src data:; "
+    "script-src 'unsafe-inline'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+async def page(_: Request) -> Response:
+    return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
 
 async def health(request: Request) -> Response:
@@ -52,7 +66,17 @@ def no_model(name: str) -> Response:
 def _card(here: Served) -> dict[str, Any]:
     card = {"id": here.name, "object": "model", "created": here.started, "owned_by": "mlc-bridge"}
     if here.status == "ok":
-        card["max_model_len"] = here.engine.limits.context_window
+        engine = here.engine
+        card["max_model_len"] = engine.limits.context_window
+        bound = engine.config.fingerprint is not None
+        card["mlc_bridge"] = {
+            "quantization": engine.config.quantization,
+            "context": engine.limits.context_window,
+            "fingerprint": engine.fingerprint,
+            "verified": "lib and weights belong together"
+            if bound
+            else "lib and weights are not bound to each other",
+        }
     return card
 
 

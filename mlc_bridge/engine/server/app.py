@@ -36,6 +36,7 @@ ROUTES = (
     ("GET", "/v1/models/{id:path}", about.model),
     ("POST", "/tokenize", about.tokenize),
     ("POST", "/detokenize", about.detokenize),
+    ("GET", "/", about.page),
     ("GET", "/health", about.health),
     ("GET", "/version", about.version),
     ("GET", "/metrics", about.metrics),
