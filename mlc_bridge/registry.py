@@ -25,8 +25,10 @@ T = TypeVar("T", bound=Named)
 class Table(Mapping[str, T]):
     """Mapping from ``item.name`` to item, in the order given; it only ever grows."""
 
-    def __init__(self, room: str, items: tuple[T, ...]) -> None:
-        self.room = room
+    def __init__(
+        self, room: str, items: tuple[T, ...], aliases: Mapping[str, str] | None = None
+    ) -> None:
+        self.room, self.aliases = room, dict(aliases or {})
         self._own: dict[str, T] = {}
         self._plugins_loaded = False
         for item in items:
@@ -61,14 +63,14 @@ class Table(Mapping[str, T]):
 
     def __getitem__(self, name: str) -> T:
         try:
-            return self._items[name]
+            return self._items[self.aliases.get(name, name)]
         except (KeyError, TypeError):  # a stranger's config may hold a list here
             raise ConfigError(
                 f"unknown name in {self.room}", found=repr(name), expected=", ".join(self._items)
             ) from None
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._items
+        return isinstance(name, str) and self.aliases.get(name, name) in self._items
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
@@ -77,6 +79,6 @@ class Table(Mapping[str, T]):
         return len(self._items)
 
 
-def table(room: str, *items: T) -> Table[T]:
-    """Build the table of a room (``sources``, ``schemes``, ``models``)."""
-    return Table(room, items)
+def table(room: str, *items: T, aliases: Mapping[str, str] | None = None) -> Table[T]:
+    """The table of a room (``sources``, ``schemes``, ``models``); ``aliases``: word -> name."""
+    return Table(room, items, aliases)

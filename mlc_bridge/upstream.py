@@ -221,7 +221,9 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
             quantization=_their_scheme(chat.quantization),
             model_type=_their_model(chat.model_type),
             target=target,
-            opt=OptimizationFlags.from_str("O2" if target.kind.name == "cuda" else "O0"),
+            opt=OptimizationFlags.from_str(
+                job.opt or ("O2" if target.kind.name == "cuda" else "O0")
+            ),
             build_func=build,
             system_lib_prefix="",
             output=output,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -12,8 +11,9 @@ import typer
 from mlc_bridge import __version__
 from mlc_bridge.cli import reports, run_model, show
 from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
-from mlc_bridge.cli.flags import JobCommand, job_command
+from mlc_bridge.cli.flags import job_command
 from mlc_bridge.cli.progress import Bars
+from mlc_bridge.cli.spelling import Commands, JobCommand
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.stages.bench import BenchJob, bench
 from mlc_bridge.stages.build import BuildJob, build, by_backend
@@ -34,10 +34,12 @@ from mlc_bridge.stages.inspect_checkpoint import (
     InspectJob,
     inspect_checkpoint,
 )
+from mlc_bridge.stages.model_type import check_model_type
 from mlc_bridge.stages.verify import VerifyJob, verify
 
 app = typer.Typer(
     name="mlc-bridge",
+    cls=Commands,
     help="From any quantized Hugging Face checkpoint to a compiled MLC LLM model that answers.",
     no_args_is_help=True,
     add_completion=False,
@@ -70,14 +72,29 @@ def _root(
 
 
 BACKEND = {"backend": "embedded, or mlc_llm: MLC LLM's own tools. [default: embedded]"}
-RECIPE = {"config": "Recipe with these flags as YAML keys (configs/deploy); flags win over it."}
+MODEL_TYPE = {"model_type": "Architecture; it must be the one of config.json."}
+RECIPE = {
+    "config": "Recipe with these flags as YAML keys (configs/deploy); flags win over it.",
+    **MODEL_TYPE,
+}
 
 
-def _stage(name: str, job: type, stage: Callable[..., Any], doc: str, *aliases: str) -> None:
+def _command(
+    name: str,
+    job: type,
+    run: Callable[[dict[str, Any], bool], None],
+    doc: str,
+    more: Mapping[str, str] | None = None,
+) -> None:
+    app.command(name, cls=JobCommand)(guarded(job_command(job, run, doc, more)))
+
+
+def _stage(name: str, job: type, stage: Callable[..., Any], doc: str) -> None:
     """Register a command that runs one stage and prints its report."""
 
     def call(given: dict[str, Any], as_json: bool) -> None:
         chosen = by_backend(given.pop("backend", None), stage)
+        check_model_type(given["model_dir"], given.pop("model_type", "auto"))
         with Bars() as progress:
             found = chosen(job(**given), progress)
         if as_json:
@@ -85,10 +102,7 @@ def _stage(name: str, job: type, stage: Callable[..., Any], doc: str, *aliases: 
         else:
             SHOW.get(name, show.report)(f"{name}: done", found)
 
-    command = guarded(job_command(job, call, doc, BACKEND))
-    app.command(name, cls=JobCommand)(command)
-    for alias in aliases:
-        app.command(alias, cls=JobCommand, hidden=True)(command)
+    _command(name, job, call, doc, {**BACKEND, **MODEL_TYPE})
 
 
 SHOW: dict[str, Callable[[str, Any], None]] = {
@@ -108,7 +122,6 @@ _stage(
     ConvertJob,
     convert_weight,
     "Convert the weights; works on a checkpoint directory alone.",
-    "convert-weight",
 )
 _stage("compile", CompileJob, compile_model, "Compile the model of an MLC directory to lib.so.")
 _stage(
@@ -120,22 +133,20 @@ _stage(
 
 
 def _build(given: dict[str, Any], as_json: bool) -> None:
+    wanted = given.pop("model_type", "auto")
     job = BuildJob.from_recipe(given.pop("config", None), **given)
+    check_model_type(job.model_dir, wanted)
     with Bars() as progress:
         found = build(job, progress, **({} if as_json else {"announce": reports.plan}))
     show.as_json(found) if as_json else reports.build(found)
 
 
-app.command("build", cls=JobCommand)(
-    guarded(job_command(BuildJob, _build, "gen-config, convert and compile in one go.", RECIPE))
-)
+_command("build", BuildJob, _build, "gen-config, convert and compile in one go.", RECIPE)
+app.command("chat", cls=JobCommand)(guarded(run_model.chat))
+app.command("serve", cls=JobCommand)(guarded(run_model.serve))
 
 
-app.command("chat")(guarded(run_model.chat))
-app.command("serve")(guarded(run_model.serve))
-
-
-@app.command("inspect")
+@app.command("inspect", cls=JobCommand)
 @guarded
 def _inspect(
     path: Annotated[str, typer.Argument(help="Checkpoint, hub id, or MLC directory.")],
@@ -152,7 +163,7 @@ def _inspect(
     from mlc_bridge.cli import show_inspection as shown
 
     found: ArtifactReport | CheckpointReport
-    if is_artifact(Path(path)):
+    if is_artifact(path):
         found = inspect_artifact(path, load_lib=load_lib)
     else:
         with Bars() as progress:
@@ -171,11 +182,6 @@ def _check(given: dict[str, Any], as_json: bool) -> None:
     show.as_json(found) if as_json else reports.checks(found)
     if not found.passed:
         raise SystemExit(2)
-
-
-app.command("check")(
-    guarded(job_command(CheckJob, _check, "Check an MLC directory before an engine starts."))
-)
 
 
 def _verify(given: dict[str, Any], as_json: bool) -> None:
@@ -199,13 +205,12 @@ def _bench(given: dict[str, Any], as_json: bool) -> None:
     show.as_json(found) if as_json else reports.speeds(found)
 
 
-app.command("verify")(
-    guarded(job_command(VerifyJob, _verify, "Compare a compiled model with its checkpoint."))
-)
-app.command("bench")(guarded(job_command(BenchJob, _bench, "Measure a compiled model's speed.")))
+_command("check", CheckJob, _check, "Check an MLC directory before an engine starts.")
+_command("verify", VerifyJob, _verify, "Compare a compiled model with its checkpoint.")
+_command("bench", BenchJob, _bench, "Measure a compiled model's speed.")
 
 
-@app.command("doctor")
+@app.command("doctor", cls=JobCommand)
 @guarded
 def _doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperCommand
-
-EVERYTHING = {"--requantize": "all"}  # what a flag means that stands alone
 
 
 def job_command(
@@ -52,7 +48,7 @@ def job_command(
         for field in fields
     ]
     for name, text in more.items():
-        hint = Annotated[str | None, typer.Option(f"--{name}", help=text, show_default=False)]
+        hint = Annotated[str | None, typer.Option(_flag(name), help=text, show_default=False)]
         kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(name, kind, default=None, annotation=hint))
     switch = Annotated[bool, typer.Option("--json", help="The whole report, for other programs.")]
@@ -62,6 +58,10 @@ def job_command(
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = doc
     return command
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _needed(field: dataclasses.Field[Any]) -> bool:
@@ -75,7 +75,7 @@ def _annotation(field: dataclasses.Field[Any], hint: Any, *, first: bool) -> Any
         return Annotated[wanted, typer.Argument(help=text, show_default=False)]
     if not _needed(field) and field.default not in (None, False, True):
         text = f"{text} [default: {field.default}]".strip()
-    flag = f"--{field.name.replace('_', '-')}"
+    flag = _flag(field.name)
     if hint == bool | None or field.default is True:  # where "no" must be sayable
         flag = f"{flag}/--no-{flag[2:]}"
     names = ("-o", flag) if field.name == "output" else (flag,)
@@ -88,17 +88,3 @@ def _plain(hint: Any) -> Any:
         members = [a for a in get_args(hint) if a is not type(None)]
         return str if str in members else _plain(members[0])
     return hint if hint in (bool, int, float, str, Path) else str
-
-
-class JobCommand(TyperCommand):
-    """A command whose flags of ``EVERYTHING`` need no value."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(_spelled_out(args)))
-
-
-def _spelled_out(args: Sequence[str]) -> Iterator[str]:
-    """A flag that stands alone with its value; the word after it may be the model instead."""
-    for word, after in zip(args, (*args[1:], "-"), strict=True):
-        alone = after.startswith("-") or "/" in after or os.path.exists(after)
-        yield f"{word}={EVERYTHING[word]}" if word in EVERYTHING and alone else word

@@ -118,7 +118,7 @@ def build(found: BuildReport) -> None:
             ("try it", f"mlc-bridge chat {found.output}"),
         ],
     )  # fmt: skip
-    show.notes(found.convert.findings)
+    show.notes((*found.convert.findings, *found.compile.notes))
     rounding(found.convert)
 
 

@@ -24,14 +24,26 @@ def chat(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus of the distribution.")] = None,
     seed: Annotated[int | None, typer.Option(help="For the same answer again.")] = None,
+    context_window_size: Annotated[int | None, typer.Option(help="Tokens of the talk.")] = None,
+    prefill_chunk_size: Annotated[
+        int | None, typer.Option(help="Tokens of the prompt that are computed at once.")
+    ] = None,
 ) -> None:
     """Talk to a compiled model; --prompt answers once and prints only the answer to stdout."""
     from mlc_bridge import MLCEngine
     from mlc_bridge.cli.chat import Chat
+    from mlc_bridge.engine import EngineConfig
 
     wishes = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     with MLCEngine(
-        model, device, model_lib=model_lib, mode="interactive", threads=threads
+        model,
+        device,
+        model_lib=model_lib,
+        mode="interactive",
+        threads=threads,
+        engine_config=EngineConfig(
+            context_window_size=context_window_size, prefill_chunk_size=prefill_chunk_size
+        ),
     ) as engine:
         talk = Chat(engine, {k: v for k, v in wishes.items() if v is not None}, system)
         if prompt is None:

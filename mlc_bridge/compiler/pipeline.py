@@ -54,6 +54,7 @@ class Unit:
     vocab: int
     bounds: Mapping[str, int]
     active_vocab: int | None = None
+    cuda_graph: bool = True
     usage: dict[str, int] = field(default_factory=dict)
 
 
@@ -110,8 +111,9 @@ def plan(unit: Unit) -> list[Pass]:
     ]
 
 
-def lower(target: Target) -> list[Pass]:
-    graphs = [transform.RewriteCUDAGraph()] if target.kind.name == "cuda" else []
+def lower(target: Target, cuda_graph: bool = True) -> list[Pass]:
+    recorded = cuda_graph and target.kind.name == "cuda"
+    graphs = [transform.RewriteCUDAGraph()] if recorded else []
     return [
         *graphs,
         transform.LowerAllocTensor(),
@@ -130,7 +132,7 @@ def phases(unit: Unit, target: Target) -> dict[str, list[Pass]]:
         "fuse": fuse(),
         "schedule": schedule(target),
         "plan": plan(unit),
-        "lower": lower(target),
+        "lower": lower(target, unit.cuda_graph),
     }
 
 

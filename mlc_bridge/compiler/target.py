@@ -118,6 +118,12 @@ def target_options(device: str = "auto", target: str | None = None) -> dict[str,
     return _written(f"cuda -arch={_cuda_arch(int(number or 0))}")
 
 
+def check_host(triple: str) -> None:
+    """Raise CompileError for a machine that nothing can be linked for here (``--host``)."""
+    if triple != "auto" and not _links_here(triple):
+        raise _other_machine("--host", triple)
+
+
 def make_target(options: Mapping[str, Any]) -> Target:
     """The TVM target; what TVM does not know is a CompileError."""
     from tvm.target import Target
@@ -175,13 +181,17 @@ def _check_supported(options: Mapping[str, Any]) -> None:
     host = options if kind == "llvm" else options["host"]
     triple = host.get("mtriple") if isinstance(host, Mapping) else None
     if triple is not None and not _links_here(str(triple)):
-        raise CompileError(
-            "a library for another kind of machine cannot be linked here",
-            where="--target",
-            found=f"mtriple {triple}",
-            expected=f"{_machine()}-*-{platform.system().lower()}-*",
-            todo="Compile on such a machine; the model directory itself runs anywhere",
-        )
+        raise _other_machine("--target", f"mtriple {triple}")
+
+
+def _other_machine(where: str, found: str) -> CompileError:
+    return CompileError(
+        "a library for another kind of machine cannot be linked here",
+        where=where,
+        found=found,
+        expected=f"{_machine()}-*-{platform.system().lower()}-*",
+        todo="Compile on such a machine; the model directory itself runs anywhere",
+    )
 
 
 def _links_here(triple: str) -> bool:

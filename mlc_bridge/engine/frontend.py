@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.chat_template import own_template
+from mlc_bridge.artifact.place import model_directory
 from mlc_bridge.engine.chat_prompt import ChatPrompt
 from mlc_bridge.engine.deltas import AsyncDeltas, Deltas
 from mlc_bridge.engine.generation import Generation, PromptReader, Wish
@@ -59,7 +60,7 @@ class Frontend:
         engine_config: EngineConfig | None = None,
         threads: int | None = None,
     ) -> None:
-        directory = Path(model).expanduser()
+        directory = model_directory(model)
         self.config = ChatConfig.load(directory)
         self.tokenizer = Tokenizer(directory, self.config.tokenizer_info)
         self.chat_prompt = ChatPrompt(self.config.conv_template, own_template(directory))

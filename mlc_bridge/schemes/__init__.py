@@ -8,6 +8,12 @@ from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
 
 __all__ = ["SCHEMES", "Role", "Scheme", "Spec", "for_role", "register_quantization"]
 
+# Words of MLC LLM's documents and of its older versions.
+MLC_WORDS = {
+    "q4f16_awq": "q4f16_autoawq",
+    "e4m3_e4m3_f16_calibrate": "e4m3_e4m3_f16_max_calibrate",
+}
+
 SCHEMES: Table[Scheme] = table(
     "schemes",
     *(dense.Q0F16, dense.Q0BF16, dense.Q0F32),
@@ -17,6 +23,7 @@ SCHEMES: Table[Scheme] = table(
     *fp8.ROWS,
     *fp8_block.ROWS,
     *fp8_row.ROWS,
+    aliases=MLC_WORDS,
 )
 
 

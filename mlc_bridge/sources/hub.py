@@ -7,13 +7,12 @@ files only where a repository has nothing else).
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from mlc_bridge.errors import SourceError
+from mlc_bridge.hub_id import hub_id
 from mlc_bridge.sources.checkpoint import Checkpoint
 
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 TEXTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 # Subdirectories and Mistral's consolidated files hold the same weights in other forms.
 IGNORED = ("*/*", "consolidated*")
@@ -26,14 +25,14 @@ def resolve(model: str | Path, cache_dir: Path | None = None) -> Path:
     """
     if (path := _local(model)) is not None:
         return path
-    match = HUB_ID.fullmatch(str(model))
-    if not match:
+    found = hub_id(str(model))
+    if found is None:
         raise SourceError(
             "no such file or directory, and no hub id",
             where=str(model)[:200],
-            expected="a checkpoint directory or org/name[@revision]",
+            expected="a checkpoint directory, org/name[@revision] or HF://org/name",
         )
-    repo, revision = match["repo"], match["revision"]
+    repo, revision = found
     return _cached(repo, revision, cache_dir) or _fetch(repo, revision, cache_dir)
 
 
@@ -41,6 +40,7 @@ def _local(model: str | Path) -> Path | None:
     """The path, if there is one; no file system holds some names, and no user has some homes."""
     try:
         path = Path(model).expanduser()
+        path = path.parent if path.name == "config.json" else path
         return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):
         return None

@@ -28,6 +28,7 @@ from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.models import MODELS
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
 
 
@@ -66,6 +67,7 @@ class BenchReport:
 
 def bench(job: BenchJob, progress: Progress = silent) -> BenchReport:
     """Measure. Raises what the artifact and the engine raise."""
+    job = located(job)
     with ThreadPoolExecutor(1) as own_thread:  # TVM keeps one pool per calling thread
         return own_thread.submit(_bench, job, progress).result()
 

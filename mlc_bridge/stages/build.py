@@ -75,6 +75,8 @@ class BuildJob:
     requantize: wishes.Requantize = False
     device: wishes.TargetDevice = "auto"
     target: wishes.Target = None
+    host: wishes.Host = "auto"
+    opt: wishes.Opt = None
     context_window_size: wishes.ContextWindow = None
     sliding_window_size: wishes.SlidingWindow = None
     prefill_chunk_size: wishes.PrefillChunk = None
@@ -161,7 +163,7 @@ def build(
             todo="Leave it out, or name that scheme with --quantization",
         )
     if job.backend in (None, "embedded"):
-        check_toolchain(job.device, job.target)
+        check_toolchain(job.device, job.target, job.host)
     with _published(job) as work:
         first = work / "calibrating" if job.calibration_dataset else work
         config, converted, plan = _weights(job, first, times, progress, announce)
@@ -217,7 +219,7 @@ def _calibrate(
 
 
 def _compile(job: BuildJob, work: Path, progress: Progress) -> CompileReport:
-    wish = _part(CompileJob, job, model_dir=work, output=work / LIB_NAME)
+    wish = _part(CompileJob, job, model_dir=work, output=work / LIB_NAME, quantization=None)
     return by_backend(job.backend, compile_model)(wish, progress)
 
 

@@ -52,6 +52,7 @@ from mlc_bridge.stages.calibration_run import (
     in_own_thread,
     observing,
 )
+from mlc_bridge.stages.located import located
 from mlc_bridge.stages.observers import OBSERVERS, Fit, Histogram, fit, scale_of
 from mlc_bridge.stages.progress import Progress, silent
 
@@ -129,7 +130,7 @@ def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport
     usable inputs; the output then holds no model.
     """
     start = time.perf_counter()
-    plan = _plan(job)
+    plan = _plan(located(job))
     with Workspace(plan.output, WRITES) as space:
         report = _calibrated(plan, progress, start)
         _write(plan, report, space.temp)

@@ -26,12 +26,15 @@ from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.artifact.workspace import Workspace
 from mlc_bridge.compiler.cache import build_key, default_directory, fetch, store
 from mlc_bridge.compiler.linker import find_linker
-from mlc_bridge.compiler.target import kernel_flags, make_target, target_options
+from mlc_bridge.compiler.opt import Options, read_options
+from mlc_bridge.compiler.target import check_host, kernel_flags, make_target, target_options
 from mlc_bridge.errors import CompileError, ConfigError, MissingDependency
+from mlc_bridge.hub_id import is_remote
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.arch import parameters
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -63,6 +66,11 @@ class CompileJob:
     ] = None
     device: wishes.TargetDevice = "auto"
     target: wishes.Target = None
+    host: wishes.Host = "auto"
+    quantization: Annotated[str | None, "Scheme; it must be the one of mlc-chat-config.json."] = (
+        None
+    )
+    opt: wishes.Opt = None
     context_window_size: wishes.ContextWindow = None
     prefill_chunk_size: wishes.PrefillChunk = None
     max_batch_size: wishes.MaxBatch = None
@@ -81,6 +89,7 @@ class CompileReport:
     """Function -> bytes of working memory planned for it."""
     fingerprint: str
     cached: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class CompilePlan:
     target: dict[str, Any]
     metadata: dict[str, Any]
     active_vocab: int | None
+    options: Options
 
     @property
     def key(self) -> str:
@@ -102,6 +112,7 @@ class CompilePlan:
             "metadata": self.metadata,
             "model_config": self.config.asdict(),
             "linker": find_linker(),
+            **({} if self.options.cuda_graph else {"cuda_graph": False}),
         }
         own = [_source(type(self.arch)), _source(type(self.scheme)), Path(__file__)]
         return build_key(described, [*COMPILER, *_schedules(), *own])
@@ -113,6 +124,7 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
     Raises ArtifactError or ConfigError for the config, CompileError for target and toolchain.
     """
     started = time.perf_counter()
+    job = _placed(job)
     output = Path(job.output or Path(job.model_dir) / LIB_NAME)
     if output.is_dir():
         raise CompileError("the output is a directory", where=output, expected="a file name")
@@ -122,7 +134,7 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
             where=output,
             expected=" or ".join(SUFFIXES),
         )
-    check_toolchain(job.device, job.target)
+    check_toolchain(job.device, job.target, job.host)
     progress(STEPS[0], 0, len(STEPS))
     plan = make_plan(job)
     with _published(output, Path(job.model_dir)) as place:
@@ -136,12 +148,23 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
         memory_usage=notes["memory_usage"],
         fingerprint=plan.metadata["mlc_bridge"]["fingerprint"],
         cached=kept,
+        notes=plan.options.notes,
     )
 
 
-def check_toolchain(device: str, target: str | None) -> None:
+def _placed(job: CompileJob) -> CompileJob:
+    """The job on a local directory; a library is not written into the hub's cache."""
+    if job.output is None and is_remote(str(job.model_dir)):
+        raise CompileError(
+            "where shall the library go?", where=job.model_dir, todo="Name it with -o"
+        )
+    return located(job)
+
+
+def check_toolchain(device: str, target: str | None, host: str = "auto") -> None:
     """Raise at once what would else end a build after all other work: target, linker, tvm."""
     target_options(device, target)
+    check_host(host)
     find_linker()
     if importlib.util.find_spec("tvm") is None:
         raise MissingDependency("apache-tvm", "compile", "pip install 'mlc-bridge[tvm]'")
@@ -178,7 +201,7 @@ def _made(
 def make_plan(job: CompileJob) -> CompilePlan:
     """Read the artifact's config and the wish for a target; every bad value is met here."""
     chat = ChatConfig.load(job.model_dir)
-    arch, scheme = MODELS[chat.model_type], SCHEMES[chat.quantization]
+    arch, scheme = MODELS[chat.model_type], _scheme(job, chat)
     config = arch.config(
         chat.arch_config,
         context_window_size=job.context_window_size or chat.context_window_size,
@@ -187,7 +210,22 @@ def make_plan(job: CompileJob) -> CompilePlan:
     )
     target = target_options(job.device, job.target)
     metadata = lib_metadata(chat, arch, config, scheme, kernel_flags(target))
-    return CompilePlan(arch, scheme, config, target, metadata, chat.active_vocab_size)
+    options = read_options(job.opt, target["kind"])
+    return CompilePlan(arch, scheme, config, target, metadata, chat.active_vocab_size, options)
+
+
+def _scheme(job: CompileJob, chat: ChatConfig) -> Scheme:
+    """That of the config: weights of one scheme under a library of another would be noise."""
+    own = SCHEMES[chat.quantization]
+    if job.quantization is not None and SCHEMES[job.quantization] is not own:
+        raise ConfigError(
+            "the weights of this directory are of another scheme",
+            where="--quantization",
+            found=job.quantization,
+            expected=own.name,
+            todo="Leave it out, or run gen-config and convert for the other scheme",
+        )
+    return own
 
 
 def _build(
@@ -237,6 +275,7 @@ def make_unit(plan: CompilePlan, target: Target) -> Unit:
             "batch_size": config.max_batch_size,
         },
         active_vocab=plan.active_vocab,
+        cuda_graph=plan.options.cuda_graph,
     )
 
 

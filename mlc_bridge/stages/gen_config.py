@@ -84,6 +84,13 @@ def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigRepor
     Raises ``SourceError``, ``ConfigError`` or ``CannotExpress`` for the checkpoint, and
     ``ArtifactError`` when the output cannot be written; then nothing is left behind.
     """
+    if (job.tensor_parallel_shards or 1) != 1:
+        raise ConfigError(
+            wishes.ONE_DEVICE,
+            where="tensor_parallel_shards",
+            found=job.tensor_parallel_shards,
+            expected=1,
+        )
     directory = _checkpoint_dir(job)
     hf = read_config(directory)
     tokenizer = TokenizerFiles.read(directory)

@@ -18,6 +18,7 @@ import numpy as np
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
 from mlc_bridge.artifact.lib_file import read_lib
+from mlc_bridge.artifact.place import model_directory
 from mlc_bridge.artifact.stamp import stamp_of
 from mlc_bridge.artifact.tensor_cache import INDEX, TensorCache, read_index
 from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
@@ -30,6 +31,7 @@ from mlc_bridge.engine.library import (
 from mlc_bridge.errors import ArtifactError, BridgeError
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.check_bytes import files_said, weights_said
+from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
 
 T = TypeVar("T")
@@ -83,8 +85,10 @@ class ArtifactReport:
     findings: tuple[str, ...]
 
 
-def is_artifact(path: Path) -> bool:
-    """Whether ``path`` looks like an MLC directory rather than a checkpoint."""
+def is_artifact(model: str | Path) -> bool:
+    """Whether ``model`` looks like an MLC directory rather than a checkpoint."""
+    path = Path(model)
+    path = path.parent if path.name == CONFIG_NAME else path
     return (path / CONFIG_NAME).is_file() or (path / INDEX).is_file()
 
 
@@ -93,7 +97,7 @@ def inspect_artifact(directory: str | Path, *, load_lib: bool = False) -> Artifa
 
     The lib is read, not run, unless ``load_lib`` says so.
     """
-    path = Path(directory)
+    path = model_directory(directory)
     findings: list[str] = []
     config = _tried(lambda: ChatConfig.load(path), findings)
     cache = _tried(lambda: read_index(path), findings)
@@ -126,6 +130,7 @@ def inspect_artifact(directory: str | Path, *, load_lib: bool = False) -> Artifa
 
 def check_artifact(job: CheckJob, progress: Progress = silent) -> CheckReport:
     """Everything an engine needs, each with its answer; never raises for what it finds."""
+    job = located(job)
     path = Path(job.model_dir)
     checks: list[Check] = []
     for done, (name, question) in enumerate(steps := tuple(_questions(job, path))):

@@ -32,6 +32,7 @@ from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
 
@@ -104,6 +105,7 @@ class _Sums:
 def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
     """Compare. Raises ``MissingDependency``, and what checkpoint, artifact or engine raise."""
     _require_torch()
+    job = located(job)
     windows = _windows(job)
     reference = _Reference(job)
     sums = _Sums()

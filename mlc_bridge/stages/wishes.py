@@ -9,10 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+ONE_DEVICE = "MLC splits a model over several GPUs; here it runs on one device"
+
 CheckpointPath = Annotated[
-    str | Path, "Checkpoint: directory, weights file, or hub id org/name[@revision]."
+    str | Path,
+    "Checkpoint: directory, its config.json, weights file, or hub id org/name[@revision].",
 ]
-ArtifactPath = Annotated[str | Path, "MLC model directory."]
+ArtifactPath = Annotated[
+    str | Path, "MLC model directory, its mlc-chat-config.json, or HF://org/name."
+]
 Output = Annotated[str | Path, "Directory to write."]
 Quantization = Annotated[str, "Scheme under MLC's name; auto keeps the checkpoint as it is."]
 ConvTemplate = Annotated[
@@ -32,6 +37,10 @@ AttentionSink = Annotated[int | None, "Tokens kept at the start of a sliding win
 MaxBatch = Annotated[int | None, "Sequences computed together."]
 TargetDevice = Annotated[str, "Device to compile for: auto, cpu, cuda."]
 Target = Annotated[str | None, "Target of another machine, as JSON or a tag; overrides --device."]
+Opt = Annotated[
+    str | None, 'MLC\'s switches, as in "cudagraph=0"; on CUDA that leaves CUDA graphs out.'
+]
+Host = Annotated[str, "LLVM triple of the CPU side; only this kind of machine can be linked for."]
 KeepLibs = Annotated[bool, "Take an equal library from the user's cache, and keep a new one there."]
 ModelLib = Annotated[str | Path | None, "Compiled library; default is lib.so of the directory."]
 RunDevice = Annotated[str, "Device to run on: auto is what the library was compiled for."]
