@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -116,6 +117,6 @@ def _note(text: str) -> None:
 
 def _spelled_out(args: Sequence[str]) -> Iterator[str]:
     """A flag that stands alone with its value; the word after it may be the model instead."""
-    for word, after in zip(args, (*args[1:], "-"), strict=True):
+    for word, after in zip_longest(args, args[1:], fillvalue="-"):
         alone = after.startswith("-") or "/" in after or os.path.exists(after)
         yield f"{word}={EVERYTHING[word]}" if word in EVERYTHING and alone else word

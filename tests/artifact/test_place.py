@@ -1,4 +1,4 @@
-"""What names a model: a directory, its config's file, a repository of the hub in three spellings."""
+"""What names a model: a directory, its config's file, a repository of the hub."""
 
 from __future__ import annotations
 
