@@ -155,7 +155,7 @@ def test_a_lib_may_have_any_name_if_it_is_the_only_one(copy_of: Copy) -> None:
     with pytest.raises(ArtifactError, match=r"model\.so, other\.so"):
         MLCEngine(directory)
     with pytest.raises(ArtifactError, match="no such model lib"):
-        MLCEngine(directory, directory / "nothing.so")
+        MLCEngine(directory, model_lib=directory / "nothing.so")
 
 
 @pytest.mark.parametrize(("device", "words"), [("cuda", "compiled for cpu"), ("toaster", "device")])
