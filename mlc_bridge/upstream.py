@@ -18,6 +18,7 @@ user's directory is never touched.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -90,6 +91,21 @@ def available() -> str | None:
         return str(_mlc_llm().__version__)
     except MissingDependency:
         return None
+
+
+def open_engine(model: str, device: str, model_lib: str | None) -> Any:
+    """MLC LLM's own ``MLCEngine``. Raises MissingDependency."""
+    return _mlc_llm().MLCEngine(
+        model, device, model_lib=model_lib or str(Path(model) / "lib.so"), mode="interactive"
+    )
+
+
+def serve(model: str, device: str, model_lib: str | None, mode: str, host: str, port: int) -> None:
+    """Become MLC LLM's own server. Raises MissingDependency."""
+    _mlc_llm()
+    command = [sys.executable, "-m", "mlc_bridge.upstream", "serve", model]
+    command += ["--model-lib", model_lib or str(Path(model) / "lib.so"), "--device", device]
+    os.execv(sys.executable, [*command, "--mode", mode, "--host", host, "--port", str(port)])
 
 
 def register() -> Registered:
@@ -509,7 +525,7 @@ def _mlc_llm() -> Any:
     try:
         import mlc_llm
     except ImportError:
-        raise MissingDependency("mlc_llm", "--backend mlc_llm", INSTALL) from None
+        raise MissingDependency("mlc_llm", "working with MLC LLM", INSTALL) from None
     return mlc_llm
 
 

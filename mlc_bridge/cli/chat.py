@@ -1,10 +1,18 @@
-"""The terminal side of a conversation: reads lines, streams answers, keeps the history."""
+"""The terminal side of a conversation: reads messages, streams answers, keeps the history.
+
+A line that ends with a backslash goes on in the next; three double quotes begin and end a message
+of many lines. On a terminal the arrow keys bring back earlier lines. Ctrl-C stops an answer, which
+then stays in the conversation as far as it came.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlc_bridge.errors import BridgeError
@@ -12,84 +20,137 @@ from mlc_bridge.errors import BridgeError
 if TYPE_CHECKING:
     from mlc_bridge.engine.engine import MLCEngine
 
-HELP = "/help this text   /reset forget the conversation   /stats last answer's speed   /exit leave"
+HELP = """\
+/help            this text
+/reset           forget the conversation
+/system [TEXT]   set the system message and begin anew; without TEXT show it
+/stats           speed of the last answer
+/quit            leave (also /exit, Ctrl-D)
+Ctrl-C           stop an answer
+\\ at the end of a line goes on in the next; \"\"\" begins and ends a message of many lines"""
+QUOTES = '"""'
 
 
+@dataclass
 class Chat:
     """One conversation with ``engine``; ``wishes`` are sampling settings of every request."""
 
-    def __init__(self, engine: MLCEngine, wishes: dict[str, Any], system: str | None) -> None:
-        self._engine, self._wishes = engine, wishes
-        self._start = [{"role": "system", "content": system}] if system else []
-        self._messages = list(self._start)
-        self._stats = "no answer yet"
+    engine: MLCEngine
+    wishes: dict[str, Any]
+    system: str | None = None
+    _turns: list[dict[str, Any]] = field(default_factory=list, init=False)
+    _stats: str = field(default="no answer yet", init=False)
 
     def talk(self) -> None:
-        """Read and answer until ``/exit`` or the end of input."""
+        """Read and answer until ``/quit`` or the end of input."""
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends an answer only
-        print(HELP, file=sys.stderr)
-        while True:
-            try:
-                line = input(">>> " if sys.stdin.isatty() else "").strip()
-            except (EOFError, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            with suppress(ImportError):
+                import readline  # noqa: F401  arrow keys and earlier lines
+        print("/help says what can be typed", file=sys.stderr)
+        for text in _messages():
+            if text in ("/quit", "/exit"):
                 return
-            if line == "/exit":
-                return
-            if not self._command(line):
-                self._answer(line)
+            if not self._command(text):
+                self._answer(text)
 
     def say(self, prompt: str) -> None:
         """Answer one prompt; the answer goes to stdout, its speed to stderr."""
-        self._messages.append({"role": "user", "content": prompt})
+        self._turns.append({"role": "user", "content": prompt})
         self._stream()
         print(f"({self._stats})", file=sys.stderr)
 
-    def _answer(self, line: str) -> None:
-        before = list(self._messages)
+    def _answer(self, text: str) -> None:
+        before = list(self._turns)
         try:
-            self._messages.append({"role": "user", "content": line})
+            self._turns.append({"role": "user", "content": text})
             self._stream()
-        except KeyboardInterrupt:  # ends this answer, not the conversation
-            print(" (stopped)", file=sys.stderr)
-            self._messages = before
         except BridgeError as error:
             print(f"error: {error}", file=sys.stderr)
-            self._messages = before
+            self._turns = before
 
-    def _command(self, line: str) -> bool:
-        """Whether ``line`` needs no answer of the model."""
-        if line == "/reset":
-            self._messages = list(self._start)
-        elif line == "/stats":
+    def _command(self, text: str) -> bool:
+        """Whether ``text`` needs no answer of the model."""
+        word, _, rest = text.partition(" ")
+        if word == "/reset":
+            self._turns = []
+        elif word == "/system" and rest.strip():
+            self.system, self._turns = rest.strip(), []
+        elif word == "/system":
+            print(self.system or "(no system message)", file=sys.stderr)
+        elif word == "/stats":
             print(f"({self._stats})", file=sys.stderr)
-        elif line.startswith("/"):
+        elif text.startswith("/"):
             print(HELP, file=sys.stderr)
-        return line == "" or line.startswith("/")
+        return text == "" or text.startswith("/")
 
     def _stream(self) -> None:
-        started = time.perf_counter()
-        first, pieces, tokens = None, [], 0
-        chunks: Any = self._engine.chat.completions.create(
-            messages=self._messages,
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        pieces, clock = [], _Clock()
+        chunks: Any = self.engine.chat.completions.create(
+            messages=[*system, *self._turns],
             stream=True,
             stream_options={"include_usage": True},
-            **self._wishes,
+            **self.wishes,
         )
-        for chunk in chunks:
-            if chunk.usage is not None:
-                tokens = chunk.usage.completion_tokens
-            for choice in chunk.choices:
-                text = choice.delta.content or ""
-                if text and first is None:
-                    first = time.perf_counter()
-                pieces.append(text)
-                print(text, end="", flush=True)
-        print()
-        self._messages.append({"role": "assistant", "content": "".join(pieces)})
-        self._stats = _speed(tokens, started, first or time.perf_counter())
+        try:
+            for chunk in chunks:
+                clock.see(chunk)
+                for choice in chunk.choices:
+                    pieces.append(choice.delta.content or "")
+                    print(pieces[-1], end="", flush=True)
+            print()
+        except KeyboardInterrupt:  # ends this answer, not the conversation
+            chunks.close()
+            print(" (stopped)", file=sys.stderr)
+        self._turns.append({"role": "assistant", "content": "".join(pieces)})
+        self._stats = clock.text
 
 
-def _speed(tokens: int, started: float, first: float) -> str:
-    decoding = time.perf_counter() - first
-    rate = f", {(tokens - 1) / decoding:.1f} tokens/s" if tokens > 1 and decoding > 0 else ""
-    return f"{tokens} tokens, first after {first - started:.2f} s{rate}"
+def _messages() -> Iterator[str]:
+    """What is typed, message by message."""
+    prompt = ">>> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            yield _message(prompt)
+        except KeyboardInterrupt:  # throws away a half-typed message
+            print(file=sys.stderr)
+        except EOFError:
+            return
+
+
+def _message(prompt: str) -> str:
+    more = "... " if prompt else ""
+    line = input(prompt)
+    if not line.lstrip().startswith(QUOTES):
+        while line.endswith("\\"):
+            line = line[:-1] + "\n" + input(more)
+        return line.strip()
+    text = line.lstrip().removeprefix(QUOTES)
+    while not text.rstrip().endswith(QUOTES):
+        text += "\n" + input(more)
+    return text.rstrip().removesuffix(QUOTES).strip("\n")
+
+
+class _Clock:
+    """When the first text of an answer came, and how many tokens there were."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._first: float | None = None
+        self._tokens = 0
+
+    def see(self, chunk: Any) -> None:
+        if chunk.usage is not None:
+            self._tokens = chunk.usage.completion_tokens
+        elif any(choice.delta.content for choice in chunk.choices):
+            self._first = self._first or time.perf_counter()
+            self._tokens += 1
+
+    @property
+    def text(self) -> str:
+        now = time.perf_counter()
+        first = self._first or now
+        tokens, decoding = self._tokens, now - first
+        rate = f", {(tokens - 1) / decoding:.1f} tokens/s" if tokens > 1 and decoding > 0 else ""
+        return f"{tokens} tokens, first after {first - self._started:.2f} s{rate}"

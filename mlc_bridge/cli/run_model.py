@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mlc_bridge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlc_bridge.engine import EngineConfig
 
 Model = Annotated[str, typer.Argument(help="MLC model directory.", show_default=False)]
 Lib = Annotated[str | None, typer.Option(help="Library other than lib.so.")]
 Device = Annotated[str, typer.Option(help="Device to run on.")]
+Engine = Annotated[str, typer.Option(help="mlc_bridge, or mlc_llm: MLC LLM's own.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; default all cores.")]
 
 
@@ -19,6 +25,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     model_lib: Lib = None,
     device: Device = "auto",
+    engine: Engine = "mlc_bridge",
     threads: Threads = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
@@ -30,26 +37,52 @@ def chat(
     ] = None,
 ) -> None:
     """Talk to a compiled model; --prompt answers once and prints only the answer to stdout."""
-    from mlc_bridge import MLCEngine
     from mlc_bridge.cli.chat import Chat
     from mlc_bridge.engine import EngineConfig
 
     wishes = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    with MLCEngine(
+    limits = EngineConfig(
+        context_window_size=context_window_size, prefill_chunk_size=prefill_chunk_size
+    )
+    opened = _open(engine, model, device, model_lib, threads, limits)
+    try:
+        talk = Chat(opened, {k: v for k, v in wishes.items() if v is not None}, system)
+        if prompt is None:
+            talk.talk()
+        else:
+            talk.say(prompt)
+    finally:
+        opened.terminate()
+
+
+def _open(
+    engine: str,
+    model: str,
+    device: str,
+    model_lib: str | None,
+    threads: int | None,
+    limits: EngineConfig,
+) -> Any:
+    if _is_upstream(engine):
+        from mlc_bridge.upstream import open_engine
+
+        return open_engine(model, device, model_lib)
+    from mlc_bridge import MLCEngine
+
+    return MLCEngine(
         model,
         device,
         model_lib=model_lib,
         mode="interactive",
         threads=threads,
-        engine_config=EngineConfig(
-            context_window_size=context_window_size, prefill_chunk_size=prefill_chunk_size
-        ),
-    ) as engine:
-        talk = Chat(engine, {k: v for k, v in wishes.items() if v is not None}, system)
-        if prompt is None:
-            talk.talk()
-        else:
-            talk.say(prompt)
+        engine_config=limits,
+    )
+
+
+def _is_upstream(engine: str) -> bool:
+    if engine not in ("mlc_bridge", "mlc_llm"):
+        raise ConfigError("unknown engine", found=repr(engine), expected="mlc_bridge or mlc_llm")
+    return engine == "mlc_llm"
 
 
 def serve(
@@ -57,6 +90,7 @@ def serve(
     model_lib: Lib = None,
     device: Device = "auto",
     mode: Annotated[str, typer.Option(help="local, interactive or server.")] = "local",
+    engine: Engine = "mlc_bridge",
     threads: Threads = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
@@ -86,6 +120,10 @@ def serve(
     drain_seconds: Annotated[int, typer.Option(help="Time to finish after SIGTERM.")] = 30,
 ) -> None:
     """Serve a compiled model under OpenAI's REST interface, with a chat page at /."""
+    if _is_upstream(engine):
+        from mlc_bridge import upstream
+
+        return upstream.serve(model, device, model_lib, mode, host, port)
     from mlc_bridge.engine import AsyncMLCEngine, EngineConfig
     from mlc_bridge.engine.server import Settings
     from mlc_bridge.engine.server import serve as run
@@ -119,4 +157,4 @@ def serve(
             model, device, model_lib=model_lib, mode=asked, threads=threads, engine_config=limits
         )
 
-    run(open_engine, host, port, settings)
+    return run(open_engine, host, port, settings)
