@@ -74,6 +74,29 @@ def test_greedy_tokens_equal_transformers(engine: MLCEngine, reference: Any, pro
     assert usage.total_tokens == len(ids) + STEPS
 
 
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_log_probabilities_of_a_prompt_equal_transformers(
+    engine: MLCEngine, reference: Any, as_ids: bool
+) -> None:
+    texts = [PROMPTS[0] * 20, *PROMPTS[1:4]]
+    ids = [engine.tokenizer.encode(text) for text in texts]
+    found = engine.completions.create(
+        prompt=ids if as_ids else texts, echo=True, logprobs=2, max_tokens=0
+    )
+    assert found.usage.prompt_tokens == sum(map(len, ids))
+    for choice, tokens, text in zip(found.choices, ids, texts, strict=True):
+        with torch.no_grad():
+            wanted = reference(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+        first, *rest = choice.logprobs.token_logprobs
+        assert (first, choice.text, choice.logprobs.tokens[0]) == (
+            None, text, engine.tokenizer.decode(tokens[:1]),
+        )  # fmt: skip
+        exact = [float(row[t]) for row, t in zip(wanted, tokens[1:], strict=False)]
+        np.testing.assert_allclose(rest, exact, atol=1e-3)
+        tops = [max(top.values()) for top in choice.logprobs.top_logprobs[1:]]
+        np.testing.assert_allclose(tops, wanted[:-1].max(-1).values, atol=1e-3)
+
+
 def test_chat_follows_the_template_and_ends_its_turn(engine: MLCEngine, reference: Any) -> None:
     text = "<|im_start|>user\nWhat does os.path.join do?<|im_end|>\n<|im_start|>assistant\n"
     tokens, _ = hf_greedy(reference, engine.tokenizer.encode(text))
