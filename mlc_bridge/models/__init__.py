@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from mlc_bridge.models.arch import Arch, ModelConfig, Weight
+from mlc_bridge.models.ernie4_5 import ERNIE4_5
+from mlc_bridge.models.exaone4 import EXAONE4
+from mlc_bridge.models.gemma import GEMMA
 from mlc_bridge.models.gemma2 import GEMMA2
 from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
+from mlc_bridge.models.glm4 import GLM4
+from mlc_bridge.models.granite import GRANITE
 from mlc_bridge.models.llama import LLAMA
 from mlc_bridge.models.mistral import MISTRAL
 from mlc_bridge.models.mixtral import MIXTRAL
+from mlc_bridge.models.olmo2 import OLMO2
 from mlc_bridge.models.phi3 import PHI3
 from mlc_bridge.models.qwen2 import QWEN2
 from mlc_bridge.models.qwen3 import QWEN3
 from mlc_bridge.models.qwen3_moe import QWEN3_MOE
+from mlc_bridge.models.seed_oss import SEED_OSS
+from mlc_bridge.models.smollm3 import SMOLLM3
 from mlc_bridge.registry import Table, table
 
 MODELS: Table[Arch] = table(
@@ -25,6 +33,14 @@ MODELS: Table[Arch] = table(
     PHI3,
     MIXTRAL,
     QWEN3_MOE,
+    EXAONE4,
+    GEMMA,
+    ERNIE4_5,
+    GLM4,
+    GRANITE,
+    OLMO2,
+    SEED_OSS,
+    SMOLLM3,
 )
 
 __all__ = ["MODELS", "Arch", "ModelConfig", "Weight"]

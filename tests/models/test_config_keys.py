@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny import CLASSIC, SHARED
 from tiny import MODELS as TINY
-from tiny import SHARED
 
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.decoder.settings import HARMLESS, MATHS
 
-TINY_ONES = [name for name in TINY if name in MODELS]
+TINY_ONES = [name for name in TINY | CLASSIC if name in MODELS]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -118,7 +118,7 @@ def logits(name: str, fields: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("name", TINY_ONES)
 def test_what_transformers_leaves_out_is_known(name: str, tmp_path: Path) -> None:
     """config.json holds what differs from the class; both forms must be read alike."""
-    config = transformers.AutoConfig.for_model(name, **{**SHARED, **TINY[name]})
+    config = transformers.AutoConfig.for_model(name, **{**SHARED, **(TINY | CLASSIC)[name]})
     config.save_pretrained(tmp_path)
     short = transformers.PreTrainedConfig.get_config_dict(tmp_path)[0]
     assert MODELS[name].config(short) == MODELS[name].config(config.to_dict())

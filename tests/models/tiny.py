@@ -82,11 +82,36 @@ MODELS: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [],
     },
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# Decoders that MLC LLM does not know: compared in float32, in ``test_classic.py``.
+CLASSIC: dict[str, dict[str, Any]] = {
+    "seed_oss": {"attention_out_bias": True, "mlp_bias": True, "rope_parameters": YARN},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+    },
+    "smollm3": {"no_rope_layers": [1, 0], "attention_bias": True, "tie_word_embeddings": False},
+    "olmo2": {"attention_bias": True},
+    "exaone4": {
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "glm4": {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
+    "ernie4_5": {"use_bias": True},
+    "gemma": {"attention_bias": True},
+}
 
 
 def save(name: str, directory: Path) -> Path:
-    """Write the checkpoint of ``MODELS[name]`` in float32, as transformers saves it."""
-    fields = {**SHARED, **MODELS[name]}
+    """Write the checkpoint of that name in float32, as transformers saves it."""
+    fields = {**SHARED, **(MODELS | CLASSIC)[name]}
     kind = fields.pop("model_type", name)
     config = transformers.AutoConfig.for_model(kind, **fields)
     torch.manual_seed(len(name))

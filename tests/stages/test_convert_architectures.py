@@ -25,7 +25,8 @@ _spec = importlib.util.spec_from_file_location(
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
 
-NAMES = sorted(tiny.MODELS)
+TINY = tiny.MODELS | tiny.CLASSIC
+NAMES = sorted(TINY)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -37,7 +38,7 @@ def awq(request, tmp_path_factory):
 
 
 def test_every_architecture_is_here():
-    kinds = {fields.get("model_type", name) for name, fields in tiny.MODELS.items()}
+    kinds = {fields.get("model_type", name) for name, fields in TINY.items()}
     assert kinds >= set(MODELS)
 
 

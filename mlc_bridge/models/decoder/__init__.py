@@ -4,15 +4,16 @@
 ``state()`` what the runtime must hold. An architecture builds a ``Decoder`` from its config::
 
     Decoder(embed, layers, norm, head)        Layer(mixer, mlp, join)
-    mixer: Attention                          mlp: Gated, Experts          join: Pre, Sandwich
+    mixer: Attention                          mlp: Gated, Experts          join: Pre, Post, Sandwich
 """
 
 from __future__ import annotations
 
 from mlc_bridge.models.decoder.attention import Attention
+from mlc_bridge.models.decoder.classic import ClassicConfig, classic_fields
 from mlc_bridge.models.decoder.experts import Experts
 from mlc_bridge.models.decoder.family import DecoderFamily
-from mlc_bridge.models.decoder.layer import Layer, Pre, Sandwich
+from mlc_bridge.models.decoder.layer import Layer, Post, Pre, Sandwich
 from mlc_bridge.models.decoder.mlp import Gated
 from mlc_bridge.models.decoder.model import Decoder, Names
 from mlc_bridge.models.decoder.norm import Norm
@@ -22,6 +23,7 @@ from mlc_bridge.models.decoder.state import KVPages
 
 __all__ = [
     "Attention",
+    "ClassicConfig",
     "Decoder",
     "DecoderFamily",
     "Experts",
@@ -31,8 +33,10 @@ __all__ = [
     "LongRope",
     "Names",
     "Norm",
+    "Post",
     "Pre",
     "Rope",
     "Sandwich",
     "Settings",
+    "classic_fields",
 ]

@@ -30,21 +30,25 @@ class Attention:
     heads: int
     kv_heads: int
     head_dim: int
-    rope: Rope
+    rope: Rope | None
+    """None: the layer knows no positions but the causal mask."""
     bias: bool = False
     """Of query, key and value."""
     o_bias: bool = False
     norm: Norm | None = None
-    """Of every query and key head, before the rotation."""
+    """Of queries and keys, before the rotation: each head for itself, or all ``together``."""
+    together: bool = False
     query_width: float | None = None
     """Scores are divided by its square root; the head width unless given."""
+    multiplier: float | None = None
+    """Of the scores, in place of that."""
     score_cap: float | None = None
     window: int | None = None
     qkv: Path = QKV
     o: Path = ("self_attn.o_proj", "self_attn.o_proj")
 
     @classmethod
-    def of(cls, config: DecoderConfig, rope: Rope, **more: Any) -> Attention:
+    def of(cls, config: DecoderConfig, rope: Rope | None, **more: Any) -> Attention:
         """With the heads of ``config``."""
         return cls(
             config.num_attention_heads, config.num_key_value_heads, config.head_dim, rope, **more
@@ -57,30 +61,33 @@ class Attention:
             "o": matrix(self.o, (hidden,), q, bias=self.o_bias),
         }
         if self.norm is not None:
-            for slot in ("q_norm", "k_norm"):
-                slots[slot] = self.norm.weight((f"self_attn.{slot}",) * 2, self.head_dim)
+            widths = (q, kv) if self.together else (self.head_dim,) * 2
+            for slot, width in zip(("q_norm", "k_norm"), widths, strict=True):
+                slots[slot] = self.norm.weight((f"self_attn.{slot}",) * 2, width)
         return slots
 
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
         from tvm.relax.frontend.nn import op
 
-        from mlc_bridge.models.decoder.layers import attend, qk_norm
+        from mlc_bridge.models.decoder.layers import attend, joint_norm, qk_norm
         from mlc_bridge.models.decoder.rotary import rotate
 
         b, s, _ = x.shape
         both = self.heads + self.kv_heads
         qkv = op.reshape(block["qkv"](x), (b * s, both + self.kv_heads, self.head_dim))
         if self.norm is not None:
-            qkv = qk_norm(qkv, block["q_norm"], block["k_norm"], self.heads, self.kv_heads)
-        if step.tables is not None:
-            qkv = rotate(qkv, step.tables[self.rope], both)
+            norm = joint_norm if self.together else qk_norm
+            qkv = norm(qkv, block["q_norm"], block["k_norm"], self.heads, self.kv_heads)
+        if step.tables is not None and self.rope is not None:
+            table = step.tables[self.rope]
+            qkv = rotate(qkv, table, both, interleaved=self.rope.interleaved)
         local = self.window is not None
         out = attend(step.kv, step.index, qkv, self.heads, self.scale, local=local)
         return block["o"](op.reshape(out, (b, s, self.heads * self.head_dim)))
 
     @property
     def scale(self) -> float:
-        return float(self.query_width or self.head_dim) ** -0.5
+        return self.multiplier or float(self.query_width or self.head_dim) ** -0.5
 
     def state(self) -> KVPages:
         return KVPages(

@@ -111,6 +111,7 @@ class DecoderGraph(nn.Module):
         x = self.outer["norm"](x)
         head = self.outer["embed"].head if self.decoder.tied else self.outer["head"]
         y = head(x, "float32")
+        y = y if self.decoder.logit_scale == 1.0 else y * self.decoder.logit_scale
         return y if self.decoder.logit_cap is None else cap(y, self.decoder.logit_cap)
 
     def embed(self, input_ids: nn.Tensor) -> nn.Tensor:

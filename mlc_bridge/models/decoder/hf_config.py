@@ -151,6 +151,17 @@ def local_layers(hf: HF, every: int) -> None:
         )
 
 
+def layer_types(hf: HF, every: int) -> list[str]:
+    """As given; else every ``every``-th layer global (1: all are) and the others local."""
+    layers = integer(hf, "num_hidden_layers")
+    kinds = hf.get("layer_types") or [
+        FULL if (i + 1) % every == 0 else LOCAL for i in range(layers)
+    ]
+    if len(kinds) != layers or not {FULL, LOCAL} >= set(kinds):
+        raise ConfigError("layer_types: one known kind for every layer", found=kinds)
+    return list(kinds)
+
+
 def _rope_parameters(hf: HF, layers: str | None) -> dict[str, Any]:
     block = block_of(hf, "rope_parameters")
     return block_of(block, layers) if layers and layers in block else block

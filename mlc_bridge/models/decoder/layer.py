@@ -1,6 +1,7 @@
 """A layer: a mixer, an MLP, and how they join the residual stream.
 
-Pre        x += mixer(norm(x));        x += mlp(norm(x))
+Pre        x += scale mixer(norm(x));  x += scale mlp(norm(x))
+Post       x += norm(mixer(x));        x += norm(mlp(x))
 Sandwich   x += norm(mixer(norm(x)));  x += norm(mlp(norm(x)))
 """
 
@@ -34,6 +35,7 @@ class Pre:
     norm: Norm
     before_mixer: Path = ("input_layernorm", "input_layernorm")
     before_mlp: Path = POST_ATTENTION
+    scale: float = 1.0
 
     def weights(self, hidden: int) -> Weights:
         return {
@@ -42,8 +44,28 @@ class Pre:
         }
 
     def emit(self, block: Block, x: nn.Tensor, mixer: Run, mlp: Run) -> nn.Tensor:
-        x = x + mixer(block["attn_norm"](x))
-        return x + mlp(block["mlp_norm"](x))
+        x = x + self._scaled(mixer(block["attn_norm"](x)))
+        return x + self._scaled(mlp(block["mlp_norm"](x)))
+
+    def _scaled(self, y: nn.Tensor) -> nn.Tensor:
+        return y if self.scale == 1.0 else y * self.scale
+
+
+@dataclass(frozen=True)
+class Post:
+    norm: Norm
+    after_mixer: Path = POST_ATTENTION
+    after_mlp: Path = POST_MLP
+
+    def weights(self, hidden: int) -> Weights:
+        return {
+            "attn_post": self.norm.weight(self.after_mixer, hidden),
+            "mlp_post": self.norm.weight(self.after_mlp, hidden),
+        }
+
+    def emit(self, block: Block, x: nn.Tensor, mixer: Run, mlp: Run) -> nn.Tensor:
+        x = x + block["attn_post"](mixer(x))
+        return x + block["mlp_post"](mlp(x))
 
 
 @dataclass(frozen=True)

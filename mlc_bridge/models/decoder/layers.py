@@ -130,6 +130,38 @@ def qk_norm(x: nn.Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, kv_heads
     return op.tensor_expr_op(norm, "qk_norm", [x, q_norm.weight, k_norm.weight])
 
 
+def joint_norm(
+    x: nn.Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, kv_heads: int
+) -> nn.Tensor:
+    """``[m, heads + 2 * kv_heads, d]``: all query heads normed as one row, all key heads as one."""
+    eps = q_norm.eps
+
+    def norm(x: te.Tensor, q: te.Tensor, k: te.Tensor) -> te.Tensor:
+        m, _, width = x.shape
+
+        def scale(first: int, count: int, name: str) -> te.Tensor:
+            h, d = te.reduce_axis((0, count), name="h"), te.reduce_axis((0, width), name="d")
+            squares = te.compute(
+                (m,),
+                lambda i: te.sum(_f32(x[i, first + h, d]) * _f32(x[i, first + h, d]), axis=[h, d]),
+                name=f"{name}_squares",
+            )
+            size = float(count * int(width))
+            return te.compute((m,), lambda i: tirx.rsqrt(squares[i] / size + eps), name=name)
+
+        of_q, of_k = scale(0, heads, "of_q"), scale(heads, kv_heads, "of_k")
+
+        def normed(i: Expr, h: Expr, d: Expr) -> Expr:
+            query = of_q[i] * _f32(q[h * width + d])
+            key = of_k[i] * _f32(k[(h - heads) * width + d])
+            value = _f32(x[i, h, d]) * tirx.if_then_else(h < heads, query, key)
+            return tirx.if_then_else(h < heads + kv_heads, value.astype(x.dtype), x[i, h, d])
+
+        return te.compute(x.shape, normed, name="joint_norm")
+
+    return op.tensor_expr_op(norm, "joint_norm", [x, q_norm.weight, k_norm.weight])
+
+
 def cap(x: nn.Tensor, limit: float) -> nn.Tensor:
     def soft_cap(x: te.Tensor) -> te.Tensor:
         return te.compute(x.shape, lambda *i: limit * tirx.tanh(x(*i) / limit), name="soft_cap")

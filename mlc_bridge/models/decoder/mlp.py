@@ -17,13 +17,14 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 class Gated:
     inner: int
     activation: Activation = "silu"
+    bias: bool = False
     gate_up: Path = ("mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
     down: Path = ("mlp.down_proj", "mlp.down_proj")
 
     def weights(self, hidden: int) -> Weights:
         return {
-            "gate_up": matrix(self.gate_up, (self.inner, self.inner), hidden),
-            "down": matrix(self.down, (hidden,), self.inner),
+            "gate_up": matrix(self.gate_up, (self.inner, self.inner), hidden, bias=self.bias),
+            "down": matrix(self.down, (hidden,), self.inner, bias=self.bias),
         }
 
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:

@@ -1,6 +1,7 @@
 """A whole decoder as data: the weight table is read off it here, the graph in ``graph.py``.
 
-h = embed(ids) * embed_scale;   h = layer(h) for every layer;   logits = cap(head(norm(h)))
+h      = embed(ids) * embed_scale;   h = layer(h) for every layer
+logits = cap(head(norm(h)) * logit_scale)
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Decoder:
     """Of the last layer's output; the layers' norms are of its kind."""
     tied: bool = False
     embed_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_cap: float | None = None
     names: Names = field(default_factory=Names)
     float_layers: tuple[str, ...] = ()
@@ -124,11 +126,13 @@ class Decoder:
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """Every kind of rotary embedding once, in the order of the layers."""
-        return tuple(dict.fromkeys(layer.mixer.rope for layer in self.layers))
+        kinds = dict.fromkeys(layer.mixer.rope for layer in self.layers)
+        return tuple(rope for rope in kinds if rope is not None)
 
     @property
     def rotates_in_graph(self) -> bool:
-        return len(self.ropes) > 1 or any(rope.of_sequences for rope in self.ropes)
+        plain = all(layer.mixer.rope == self.layers[0].mixer.rope for layer in self.layers)
+        return not plain or any(rope.in_graph for rope in self.ropes)
 
 
 def _parts(weight: Weight) -> tuple[Weight, ...]:

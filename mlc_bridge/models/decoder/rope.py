@@ -1,10 +1,27 @@
-"""Rotary embedding as data: which angle every pair of dimensions turns by at a position."""
+"""Rotary embedding as data: which angle every pair of dimensions turns by at a position.
+
+    angle[p, j] = p * rate[j],    rate[j] = scale / theta^(2 j / width)
+
+``yarn`` (NTK by parts) divides only the slow frequencies by its factor: pairs up to ``low`` keep
+their rate, those beyond ``high`` are interpolated, those between blend. It and ``longrope``
+multiply cosine and sine by an amplitude. Pairs are halves (j, j + width/2), or neighbours
+(2 j, 2 j + 1) where ``interleaved``.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from mlc_bridge.errors import ConfigError
+from mlc_bridge.packing import Array
+
+KINDS = ("linear", "llama3", "yarn")
+"""What ``rope_of`` can make, beside the plain one."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +36,26 @@ class LongRope:
     trained: int
     amplitude: float
 
+    @property
+    def both(self) -> tuple[tuple[float, ...], ...]:
+        return self.short, self.long
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Rates of pairs between ``low`` and ``high`` go over to 1 / ``factor`` of themselves."""
+
+    factor: float
+    low: float
+    high: float
+    amplitude: float
+
 
 @dataclass(frozen=True)
 class Rope:
     """Base, position scale, rotated width (None: the whole head) and what bends the frequencies.
 
-    ``scaling`` is MLC's block, as sorted items, for the kernels that know it (``llama3``).
+    ``scaling`` is MLC's block, as items, for the kernels that know it (``llama3``).
     """
 
     theta: float
@@ -32,11 +63,74 @@ class Rope:
     scaling: tuple[tuple[str, Any], ...] | None = None
     rotary_dim: int | None = None
     lists: LongRope | None = None
+    yarn: Yarn | None = None
+    interleaved: bool = False
 
     @property
-    def of_sequences(self) -> bool:
-        """Whether a row's angles depend on its sequence; the runtime's cache does not know that."""
-        return self.lists is not None
+    def in_graph(self) -> bool:
+        """Whether the runtime's cache, which rotates plainly, cannot do it."""
+        return self.lists is not None or self.yarn is not None or self.interleaved
+
+    @property
+    def amplitude(self) -> float:
+        bent = self.lists or self.yarn
+        return bent.amplitude if bent else 1.0
+
+    def rates(self, head_dim: int) -> Array:
+        """``float32 [lists, width / 2]``: the angles at position 1; two lists for longrope."""
+        width = self.rotary_dim or head_dim
+        powers = np.arange(0, width, 2, dtype=np.int64).astype(np.float32) / np.float32(width)
+        rates = np.float32(self.scale) / np.float32(self.theta) ** powers
+        if self.lists is not None:
+            return np.stack([rates / np.array(f, "float32") for f in self.lists.both])
+        if self.yarn is not None:
+            return self._blended(rates)[None]
+        if self.scaling is not None:
+            raise ConfigError("these frequencies are known to the cache's kernel alone")
+        return rates[None]
+
+    def _blended(self, rates: Array) -> Array:
+        assert self.yarn is not None
+        low, high = self.yarn.low, self.yarn.high
+        pairs = np.arange(rates.shape[0], dtype=np.float32)
+        slow = np.clip((pairs - low) / (max(high - low, 0) or 0.001), 0, 1).astype(np.float32)
+        return rates / np.float32(self.yarn.factor) * slow + rates * (1 - slow)
+
+
+def rope_of(
+    theta: float, scaling: Mapping[str, Any] | None, width: int, *, interleaved: bool = False
+) -> Rope:
+    """From a base and a scaling block of one of ``KINDS``; ``width`` dimensions are rotated."""
+    kind = scaling["rope_type"] if scaling else "default"
+    plain = Rope(theta, rotary_dim=width, interleaved=interleaved)
+    if scaling is None or kind == "default":
+        return plain
+    if kind == "linear":
+        return Rope(theta, 1.0 / scaling["factor"], rotary_dim=width, interleaved=interleaved)
+    if kind == "llama3":
+        return Rope(theta, scaling=frozen(scaling), rotary_dim=width, interleaved=interleaved)
+    return Rope(theta, rotary_dim=width, yarn=_yarn(theta, scaling, width), interleaved=interleaved)
+
+
+def _yarn(theta: float, scaling: Mapping[str, Any], width: int) -> Yarn:
+    """Pairs that turn ``beta_fast`` times or more within the trained length are fast."""
+    factor, trained = scaling["factor"], scaling["original_max_position_embeddings"]
+
+    def pair(turns: float) -> float:
+        return width * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair(scaling.get("beta_fast") or 32), pair(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+
+    def grown(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    amplitude = scaling.get("attention_factor")
+    if amplitude is None:
+        some, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        amplitude = grown(some) / grown(every) if some and every else grown(1.0)
+    return Yarn(float(factor), max(low, 0), min(high, width - 1), float(amplitude))
 
 
 def frozen(block: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...] | None:

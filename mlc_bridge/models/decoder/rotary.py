@@ -1,7 +1,7 @@
 """Rotary embedding in the graph, where the cache cannot rotate for all layers or sequences alike.
 
-    angle[i, j]  = position[i] * rate[j],     rate[j] = scale / (factor[j] * theta^(2 j / width))
-    x'[d]        = x[d] cos - x[d + width/2] sin      (upper half: x[d] cos + x[d - width/2] sin)
+    angle[i, j]  = position[i] * rate[j]                        (``rope.py``)
+    x'[d]        = x[d] cos - x[d'] sin      (other half of the pair: x[d'] cos + x[d] sin)
 
 ``longrope`` has two lists of factors: the short one for sequences up to the length of training, the
 long one beyond. As in Hugging Face every row of a call takes the list of its whole sequence, so a
@@ -99,17 +99,14 @@ def unbroken(positions: nn.Tensor) -> nn.Tensor:
 
 def rope_table(positions: nn.Tensor, reach: Reach, rope: Rope, head_dim: int) -> Table:
     """Cosine and sine ``float32 [m, width / 2]`` at ``positions int32 [m]``."""
-    width = rope.rotary_dim or head_dim
-    powers = np.arange(0, width, 2, dtype=np.int64).astype(np.float32) / np.float32(width)
-    rates = np.float32(rope.scale) / np.float32(rope.theta) ** powers
+    rates = rope.rates(head_dim)
     if (lists := rope.lists) is None:
-        return _table([positions], rates[None], lambda i, *_: 0, 1.0)
-    rates = np.stack([rates / np.array(f, "float32") for f in (lists.short, lists.long)])
+        return _table([positions], rates, lambda i, *_: 0, rope.amplitude)
 
     def long(i: Expr, last: te.Tensor) -> Expr:
         return tirx.Select(last[i] >= lists.trained, 1, 0)
 
-    return _table([positions, reach(positions)], rates, long, lists.amplitude)
+    return _table([positions, reach(positions)], rates, long, rope.amplitude)
 
 
 def _table(
@@ -132,15 +129,17 @@ def _table(
     return cosine, sine
 
 
-def rotate(x: nn.Tensor, table: Table, rotated: int) -> nn.Tensor:
-    """``x [m, h, d]``: the halves of the first ``rotated`` heads turn by the table's angles."""
+def rotate(x: nn.Tensor, table: Table, rotated: int, *, interleaved: bool = False) -> nn.Tensor:
+    """``x [m, h, d]``: pairs of the first ``rotated`` heads turn by the table's angles."""
 
     def rope(x: te.Tensor, cosine: te.Tensor, sine: te.Tensor) -> te.Tensor:
         half = int(cosine.shape[1])
+        apart = 1 if interleaved else half
 
         def turned(i: Expr, h: Expr, d: Expr) -> Expr:
-            angle = d % half
-            other = tirx.if_then_else(d < half, -_f32(x[i, h, d + half]), _f32(x[i, h, d - half]))
+            angle = d // 2 % half if interleaved else d % half
+            first = d % 2 == 0 if interleaved else d < half
+            other = tirx.if_then_else(first, -_f32(x[i, h, d + apart]), _f32(x[i, h, d - apart]))
             value = _f32(x[i, h, d]) * cosine[i, angle] + other * sine[i, angle]
             inside = tirx.all(h < rotated, d < 2 * half)
             return tirx.if_then_else(inside, value.astype(x.dtype), x[i, h, d])
