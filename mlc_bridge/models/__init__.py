@@ -14,6 +14,7 @@ from mlc_bridge.models.llama import LLAMA
 from mlc_bridge.models.mistral import MISTRAL
 from mlc_bridge.models.mixtral import MIXTRAL
 from mlc_bridge.models.olmo2 import OLMO2
+from mlc_bridge.models.olmo3 import OLMO3
 from mlc_bridge.models.phi3 import PHI3
 from mlc_bridge.models.qwen2 import QWEN2
 from mlc_bridge.models.qwen3 import QWEN3
@@ -39,6 +40,7 @@ MODELS: Table[Arch] = table(
     GLM4,
     GRANITE,
     OLMO2,
+    OLMO3,
     SEED_OSS,
     SMOLLM3,
 )

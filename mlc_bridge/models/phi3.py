@@ -7,19 +7,15 @@ prefill of a prompt decides, so that a chunk must be longer than the length of t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlc_bridge.errors import ConfigError
 from mlc_bridge.models.decoder import (
     Attention,
     Decoder,
     DecoderFamily,
     Gated,
     Layer,
-    LongRope,
     Names,
     Norm,
     Pre,
@@ -28,6 +24,7 @@ from mlc_bridge.models.decoder import (
     hf_config,
 )
 from mlc_bridge.models.decoder.config import DecoderConfig, common
+from mlc_bridge.models.decoder.longrope import check_chunk, longrope_block, longrope_lists
 
 NAMES = Names(
     embed=("transformer.embd", "model.embed_tokens"),
@@ -89,7 +86,7 @@ class Phi3(DecoderFamily):
             model_type="phi3",
             max_position_embeddings=largest,
             position_embedding_base=hf_config.rope_theta(flat),
-            rope_scaling=_longrope(flat, largest, trained),
+            rope_scaling=longrope_block(flat, largest, trained),
             original_max_position_embeddings=trained,
             tie_word_embeddings=bool(flat.get("tie_word_embeddings", False)),
             partial_rotary_factor=hf_config.number(
@@ -99,13 +96,13 @@ class Phi3(DecoderFamily):
             ),
             sliding_window=flat.get("sliding_window"),
         )
-        _check_chunk(config)
+        check_chunk(config.restart_beyond, config.prefill_chunk_size)
         return config
 
     def decoder(self, config: Phi3Config) -> Decoder:
         norm = Norm(config.rms_norm_eps)
         rotary = int(config.head_dim * config.partial_rotary_factor)
-        lists = _lists(config.rope_scaling, rotary // 2) if config.rope_scaling else None
+        lists = longrope_lists(config.rope_scaling, rotary // 2) if config.rope_scaling else None
         attention = Attention.of(
             config,
             rope=Rope(config.position_embedding_base, rotary_dim=rotary, lists=lists),
@@ -121,53 +118,6 @@ class Phi3(DecoderFamily):
             norm=norm,
             tied=config.tie_word_embeddings,
             names=NAMES,
-        )
-
-
-def _longrope(flat: Mapping[str, Any], largest: int, trained: int) -> dict[str, Any] | None:
-    """MLC's block, which carries both lengths; ``su`` is the older name of the same thing."""
-    scaling = hf_config.rope_scaling(flat, ("longrope", "su"), partial=True)
-    if scaling is None:
-        return None
-    lists = {key: [float(f) for f in scaling[key]] for key in ("short_factor", "long_factor")}
-    given = {key: scaling[key] for key in ("factor", "attention_factor") if scaling.get(key)}
-    return {
-        **lists,
-        **given,
-        "type": "longrope",
-        "rope_type": "longrope",
-        "max_position_embeddings": largest,
-        "original_max_position_embeddings": trained,
-    }
-
-
-def _lists(scaling: Mapping[str, Any], count: int) -> LongRope:
-    """Both lists, and the amplitude that the stretch of the context asks for."""
-    trained = int(scaling["original_max_position_embeddings"])
-    stretch = scaling.get("factor") or scaling["max_position_embeddings"] / trained
-    grown = math.sqrt(1 + math.log(max(stretch, 1.0)) / math.log(trained))
-    short, long = (tuple(scaling[key]) for key in ("short_factor", "long_factor"))
-    for factors in (short, long):
-        if len(factors) != count:
-            raise ConfigError(
-                "longrope needs a factor for every rotated pair of dimensions",
-                where="rope_scaling",
-                found=f"{len(factors)} factors",
-                expected=count,
-            )
-    return LongRope(short, long, trained, scaling.get("attention_factor") or grown)
-
-
-def _check_chunk(config: Phi3Config) -> None:
-    """The first chunk must tell whether a prompt is longer than the length of training."""
-    trained = config.restart_beyond
-    if trained and config.prefill_chunk_size <= trained:
-        raise ConfigError(
-            "longrope: a prefill chunk must be longer than original_max_position_embeddings",
-            where="prefill_chunk_size",
-            found=config.prefill_chunk_size,
-            expected=f"more than {trained}",
-            todo=f"Raise it, or keep the context within {trained}",
         )
 
 

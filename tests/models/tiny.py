@@ -103,6 +103,14 @@ CLASSIC: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    "olmo3": {
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": YARN,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
     "glm4": {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
     "ernie4_5": {"use_bias": True},
     "gemma": {"attention_bias": True},

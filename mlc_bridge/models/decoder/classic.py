@@ -41,12 +41,14 @@ class ClassicConfig(DecoderConfig):
 
 
 def classic_fields(
-    flat: Settings, theta: float = 10_000, *, partial: bool = False
+    flat: Settings, theta: float = 10_000, *, partial: bool = False, layers: str | None = None
 ) -> dict[str, Any]:
-    """The fields of ``ClassicConfig``; ``theta`` is the class's own base."""
+    """The fields of ``ClassicConfig``; ``theta`` is the class's own base, ``layers`` the type of
+    layer whose rotary embedding is meant where types differ.
+    """
     block = flat.get("rope_parameters") or {}
     fraction = block.get("partial_rotary_factor") or flat.get("partial_rotary_factor") or 1.0
-    scaling = hf_config.rope_scaling(flat, KINDS, partial=partial)
+    scaling = hf_config.rope_scaling(flat, KINDS, layers, partial=partial)
     if scaling is not None and scaling["rope_type"] in ("yarn", "llama3"):
         largest = hf_config.integer(flat, "max_position_embeddings", "context_window_size")
         scaling.setdefault("original_max_position_embeddings", largest)
@@ -54,7 +56,7 @@ def classic_fields(
         **common(flat),
         "tie_word_embeddings": bool(flat.get("tie_word_embeddings", False)),
         "hidden_act": hf_config.expect(flat, "hidden_act", ACTIVATIONS),
-        "rope_theta": hf_config.rope_theta(flat, theta),
+        "rope_theta": hf_config.rope_theta(flat, theta, layers),
         "rope_scaling": scaling,
         "partial_rotary_factor": fraction if partial else 1.0,
     }

@@ -3,9 +3,9 @@
     angle[p, j] = p * rate[j],    rate[j] = scale / theta^(2 j / width)
 
 ``yarn`` (NTK by parts) divides only the slow frequencies by its factor: pairs up to ``low`` keep
-their rate, those beyond ``high`` are interpolated, those between blend. It and ``longrope``
-multiply cosine and sine by an amplitude. Pairs are halves (j, j + width/2), or neighbours
-(2 j, 2 j + 1) where ``interleaved``.
+their rate, those beyond ``high`` are interpolated, those between blend; ``llama3`` blends by turns
+within the trained length. yarn and ``longrope`` multiply cosine and sine by an amplitude. Pairs are
+halves (j, j + width/2), or neighbours (2 j, 2 j + 1) where ``interleaved``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from mlc_bridge.errors import ConfigError
 from mlc_bridge.packing import Array
 
 KINDS = ("linear", "llama3", "yarn")
@@ -85,9 +84,7 @@ class Rope:
             return np.stack([rates / np.array(f, "float32") for f in self.lists.both])
         if self.yarn is not None:
             return self._blended(rates)[None]
-        if self.scaling is not None:
-            raise ConfigError("these frequencies are known to the cache's kernel alone")
-        return rates[None]
+        return (rates if self.scaling is None else _llama3(rates, dict(self.scaling)))[None]
 
     def _blended(self, rates: Array) -> Array:
         assert self.yarn is not None
@@ -95,6 +92,14 @@ class Rope:
         pairs = np.arange(rates.shape[0], dtype=np.float32)
         slow = np.clip((pairs - low) / (max(high - low, 0) or 0.001), 0, 1).astype(np.float32)
         return rates / np.float32(self.yarn.factor) * slow + rates * (1 - slow)
+
+
+def _llama3(rates: Array, block: Mapping[str, Any]) -> Array:
+    """Rates that turn less than ``low`` times in the trained length are divided, fast ones kept."""
+    low, high = block["low_freq_factor"], block["high_freq_factor"]
+    turns = block["original_max_position_embeddings"] * rates / np.float32(2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
+    return rates / np.float32(block["factor"]) * (1 - kept) + rates * kept
 
 
 def rope_of(
