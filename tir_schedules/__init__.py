@@ -11,9 +11,9 @@ from __future__ import annotations
 from tvm.target import Target
 
 from .plugins import plugin_rules
-from .rule import Answer, Rule
+from .rule import Answer, Claim, Rule, claim_of
 
-__all__ = ["RULES", "Answer", "Rule"]
+__all__ = ["RULES", "Answer", "Claim", "Rule", "claim_of"]
 
 
 def RULES(target: Target) -> list[Rule]:

@@ -26,6 +26,7 @@ from tvm.tirx.stmt import BufferStore, For
 
 from .expression import in_float32, rebuild, strip_casts, walk
 
+NO_LAYER = "no single sum of x[r, k] * W[n, k] over k"
 Point = Callable[[ir.Expr, ir.Expr], ir.Expr]
 
 
@@ -84,7 +85,20 @@ def find(func: tirx.PrimFunc) -> Contraction | None:
     sums = [b for b in blocks or [] if b.init is not None]
     if blocks is None or len(sums) != 1 or blocks[0] is not sums[0] or len(blocks) > 2:
         return None
-    return _contraction(func, sums[0], blocks[1] if len(blocks) == 2 else None)
+    found = _contraction(func, sums[0], blocks[1] if len(blocks) == 2 else None)
+    return found if found is not None and _can_be_copied(found) else None
+
+
+def _can_be_copied(c: Contraction) -> bool:
+    """Does `rebuild` know every expression of the layer?"""
+    zero = c.const(0)
+    try:
+        c.x(zero, zero)
+        c.finish(zero, zero, tirx.FloatImm("float32", 0))
+        rebuild(c.weight, {})
+    except NotImplementedError:
+        return False
+    return True
 
 
 def inline_injective(func: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -31,7 +31,7 @@ def rebuild(
     Raises
     ------
     NotImplementedError
-        For a node this walk does not know; the rule then answers `None`.
+        For a node this walk does not know; `contraction.find` then finds no layer.
     """
 
     def go(e: ir.Expr) -> ir.Expr:

@@ -12,10 +12,10 @@ import tvm
 
 from mlc_bridge.compiler.target import host_target
 from tir_schedules.cpu.attention_tile import Heads
-from tir_schedules.cpu.vector_math import simd
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 TARGET = host_target()
-SIMD = simd(TARGET)
+UNIT = VectorUnit.of(TARGET)
 PAGE = 16
 NO_KEY = -5e4
 Array = np.ndarray[Any, Any]

@@ -12,13 +12,15 @@ from bf16_reference import rounded_awq, rounded_group4
 from linear_functions import TARGET, Layer, awq, build, dense, group4
 
 from mlc_bridge.compiler.target import cpu_features, make_target
-from tir_schedules.cpu import amx, bf16
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 BFLOAT16 = 5e-3  # rounding of the result
 EXACT = 3e-6  # float32 sums of exact products
 FOUR_BIT = 4e-3  # x and W rounded to bfloat16
 
-pytestmark = pytest.mark.skipif(not bf16.available(TARGET), reason="this CPU has no avx512_bf16")
+pytestmark = pytest.mark.skipif(
+    not VectorUnit.of(TARGET).bf16, reason="this CPU has no avx512_bf16"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +53,9 @@ BOTH = [dense(40, 128, 128, "bfloat16"), awq(40, 128, 128, 128)]
 
 
 def test_tiles_are_asked_of_linux_alone() -> None:
-    assert amx.available(SAPPHIRE_RAPIDS)
-    assert not amx.available(make_target({**LINUX, "mtriple": "x86_64-pc-windows-msvc"}))
-    assert not amx.available(make_target({**LINUX, "mcpu": "icelake-server"}))
+    assert VectorUnit.of(SAPPHIRE_RAPIDS).tiles
+    assert not VectorUnit.of(make_target({**LINUX, "mtriple": "x86_64-pc-windows-msvc"})).tiles
+    assert not VectorUnit.of(make_target({**LINUX, "mcpu": "icelake-server"})).tiles
 
 
 @pytest.mark.parametrize("layer", BOTH, ids=["dense", "awq"])

@@ -10,7 +10,7 @@ import tvm
 from attention_reference import (
     NO_KEY,
     ROUNDING,
-    SIMD,
+    UNIT,
     Array,
     Pages,
     attend,
@@ -26,7 +26,7 @@ from tir_schedules.cpu.attention_decode import decode_paged
 from tir_schedules.cpu.attention_prefill import prefill_paged, prefill_ragged
 from tir_schedules.cpu.attention_tree import tree_paged, tree_ragged
 from tir_schedules.cpu.merge_state import merge_state
-from tir_schedules.cpu.vector_math import simd
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 CASES = [
     (4, 2, 64, "float32"),
@@ -63,7 +63,7 @@ def test_ragged(num_q: int, num_kv: int, d: int, dtype: str) -> None:
     n, at = sum(lengths), indptr(lengths)
     q, k, v = (random(rng, dtype, n, h, d) for h in (num_q, num_kv, num_kv))
     got = blank(n, num_q, d, q)
-    kernel = compiled(prefill_ragged, heads(num_q, num_kv, d, dtype), SIMD, ())
+    kernel = compiled(prefill_ragged, heads(num_q, num_kv, d, dtype), UNIT, ())
     position, offset = np.zeros(n, np.int32), np.zeros(len(lengths), np.int32)
     kernel(q, at, k, v, at, position, offset, *got, 1, 0, 1.0, 1e4, d**-0.5)
     want = [attend(q[a:b], k[a:b], v[a:b], causal(b - a, b - a), d**-0.5) for a, b in pairwise(at)]
@@ -74,7 +74,7 @@ def test_ragged_without_causal_mask_and_with_more_keys() -> None:
     rng, lengths, more = np.random.default_rng(1), [5, 70], [90, 71]
     q = random(rng, "float32", 75, 4, 64)
     k, v = (random(rng, "float32", 161, 2, 64) for _ in range(2))
-    kernel = compiled(prefill_ragged, heads(4, 2, 64, "float32"), SIMD, ())
+    kernel = compiled(prefill_ragged, heads(4, 2, 64, "float32"), UNIT, ())
     position, offset, kv = np.zeros(75, np.int32), np.zeros(2, np.int32), indptr(more)
     for mask in (0, 1):
         got = blank(75, 4, 64, q)
@@ -92,7 +92,7 @@ def test_ragged_softcap() -> None:
     rng = np.random.default_rng(2)
     q, k, v = (random(rng, "float32", 40, h, 64) * 4 for h in (4, 2, 2))
     got, at = blank(40, 4, 64, q), indptr([40])
-    kernel = compiled(prefill_ragged, heads(4, 2, 64, "float32"), SIMD, (), 5.0)
+    kernel = compiled(prefill_ragged, heads(4, 2, 64, "float32"), UNIT, (), 5.0)
     position, offset = np.zeros(40, np.int32), np.zeros(1, np.int32)
     kernel(q, at, k, v, at, position, offset, *got, 1, 0, 1.0, 1e4, 0.5)
     check((got[0] / 4, got[1]), [_quarter(attend(q, k, v, causal(40, 40), 0.5, 5.0))], "float32")
@@ -107,7 +107,7 @@ def test_paged_prefill(num_q: int, num_kv: int, d: int, dtype: str) -> None:
     rng, lengths, cached = np.random.default_rng(3), [3, 1, 50, 20], [17, 300, 0, 64]
     n, at, pages = sum(lengths), indptr(lengths), Pages(rng, cached, num_kv, d, dtype)
     q = random(rng, dtype, n, num_q, d)
-    kernel = compiled(prefill_paged, heads(num_q, num_kv, d, dtype), SIMD, ())
+    kernel = compiled(prefill_paged, heads(num_q, num_kv, d, dtype), UNIT, ())
     offset, position = np.zeros(4, np.int32), np.zeros(n, np.int32)
     table = (pages.indptr, pages.values, pages.last, offset, position)
     got = blank(n, num_q, d, q)
@@ -126,7 +126,7 @@ def test_paged_prefill_causal() -> None:
         Pages(np.random.default_rng(5), [90, 40], 2, 64, "float32"),
     )
     q, at = random(rng, "float32", 50, 4, 64), indptr([20, 30])
-    kernel = compiled(prefill_paged, heads(4, 2, 64, "float32"), SIMD, ())
+    kernel = compiled(prefill_paged, heads(4, 2, 64, "float32"), UNIT, ())
     offset, position, got = np.zeros(2, np.int32), np.zeros(50, np.int32), blank(50, 4, 64, q)
     table = (pages.indptr, pages.values, pages.last, offset, position)
     kernel(q, at, pages.data, *table, *got, 1, 0, 1.0, 1e4, 0.125)
@@ -146,11 +146,11 @@ def test_chunked_prefill_is_ragged_and_paged_merged() -> None:
     shape, zero = heads(4, 2, 64, "float32"), np.zeros(2, np.int32)
     position, new, old = np.zeros(n, np.int32), blank(n, 4, 64, q), blank(n, 4, 64, q)
     rest = (1.0, 1e4, 0.125)
-    ragged = compiled(prefill_ragged, shape, SIMD, ())
+    ragged = compiled(prefill_ragged, shape, UNIT, ())
     ragged(q, at, k, v, at, position, zero, *new, 1, 0, *rest)
     table = (pages.indptr, pages.values, pages.last, zero, position)
-    compiled(prefill_paged, shape, SIMD, ())(q, at, pages.data, *table, *old, 0, 0, *rest)
-    compiled(merge_state, 4, 64, "float32", SIMD)(*new, *old)
+    compiled(prefill_paged, shape, UNIT, ())(q, at, pages.data, *table, *old, 0, 0, *rest)
+    compiled(merge_state, 4, 64, "float32", UNIT)(*new, *old)
     want = []
     for b, (i, j) in enumerate(((0, 21), (21, 111))):
         key, value = pages.sequence(b)
@@ -163,7 +163,7 @@ def test_chunked_prefill_is_ragged_and_paged_merged() -> None:
 def test_decode(num_q: int, num_kv: int, d: int, dtype: str) -> None:
     rng, lengths = np.random.default_rng(7), [1, 700, 0, 256, 31]
     pages, q = Pages(rng, lengths, num_kv, d, dtype), random(rng, dtype, 5, num_q, d)
-    kernel = compiled(decode_paged, heads(num_q, num_kv, d, dtype), SIMD, ())
+    kernel = compiled(decode_paged, heads(num_q, num_kv, d, dtype), UNIT, ())
     zero, got = np.zeros(5, np.int32), blank(5, num_q, d, q)
     table = (pages.indptr, pages.values, pages.last, zero, zero)
     kernel(q, pages.data, *table, *got, 0, 1.0, 1e4, d**-0.5)
@@ -188,7 +188,7 @@ def test_sliding_window_with_sink() -> None:
     shape, zero = heads(4, 2, 64, "float16"), np.zeros(3, np.int32)
     table = (pages.indptr, pages.values, info, zero)
     q, got = random(rng, "float16", 3, 4, 64), blank(3, 4, 64, np.zeros(0, np.float16))
-    decode = compiled(decode_paged, shape, SIMD, (), None, True)
+    decode = compiled(decode_paged, shape, UNIT, (), None, True)
     decode(q, pages.data, *table, zero, *got, 0, 1.0, 1e4, 0.125)
     kept = [sink_and_window(pages, b, starts[b], sinks[b]) for b in range(3)]
     all_keys = [np.ones((1, len(k)), bool) for k, _ in kept]
@@ -197,7 +197,7 @@ def test_sliding_window_with_sink() -> None:
 
     counts, q = [5, 1, 60], random(rng, "float16", 66, 4, 64)
     at, got = indptr(counts), blank(66, 4, 64, q)
-    prefill = compiled(prefill_paged, shape, SIMD, (), None, 1024)
+    prefill = compiled(prefill_paged, shape, UNIT, (), None, 1024)
     position = np.zeros(66, np.int32)
     prefill(q, at, pages.data, *table, position, *got, 0, 0, 1.0, 1e4, 0.125)
     want = [
@@ -212,7 +212,7 @@ def test_layer_window_of_the_cache() -> None:
     rng = np.random.default_rng(9)
     pages, q = Pages(rng, [200], 2, 64, "float32"), random(rng, "float32", 70, 4, 64)
     info = np.array([pages.last, [0], [0]], np.int32)
-    kernel = compiled(prefill_paged, heads(4, 2, 64, "float32"), SIMD, (), None, 64)
+    kernel = compiled(prefill_paged, heads(4, 2, 64, "float32"), UNIT, (), None, 64)
     zero, position, got = np.zeros(1, np.int32), np.zeros(70, np.int32), blank(70, 4, 64, q)
     table = (pages.indptr, pages.values, info, zero, position)
     kernel(q, indptr([70]), pages.data, *table, *got, 1, 0, 1.0, 1e4, 0.125)
@@ -231,9 +231,9 @@ def test_local_layer_by_the_sign_of_the_scale(cached: int, chunk: int) -> None:
     for scale in (-0.125, 0.125):
         window = LOCAL if scale < 0 else 10**6
         new, old = blank(chunk, 4, 64, q), blank(chunk, 4, 64, q)
-        ragged = compiled(prefill_ragged, shape, SIMD, (), None, LOCAL)
+        ragged = compiled(prefill_ragged, shape, UNIT, (), None, LOCAL)
         ragged(q, at, k, v, at, position, past, *new, 1, *rest, scale)
-        paged = compiled(prefill_paged, shape, SIMD, (), None, None, 16, LOCAL)
+        paged = compiled(prefill_paged, shape, UNIT, (), None, None, 16, LOCAL)
         zero = np.zeros(1, np.int32)
         table = (pages.indptr, pages.values, pages.last, zero, position)
         paged(q, at, pages.data, *table, *old, 0, *rest, scale)
@@ -243,7 +243,7 @@ def test_local_layer_by_the_sign_of_the_scale(cached: int, chunk: int) -> None:
         check(old, [attend(q, *pages.sequence(0), seen[:, :cached], 0.125)], "float32")
 
         last, one = np.array([cached - 1], np.int32), blank(1, 4, 64, q)
-        decode = compiled(decode_paged, shape, SIMD, (), None, False, 16, LOCAL)
+        decode = compiled(decode_paged, shape, UNIT, (), None, False, 16, LOCAL)
         decode(q[:1], pages.data, *table[:4], last, *one, *rest, scale)
         near = cached - 1 - np.arange(cached)[None, :] < window
         check(one, [attend(q[:1], *pages.sequence(0), near, 0.125)], "float32")
@@ -257,7 +257,7 @@ def test_inline_rotary_embedding() -> None:
     position, at = np.arange(past, past + 30, dtype=np.int32), indptr([30])
     offset, zero, rest = np.array([past], np.int32), np.zeros(1, np.int32), (1, 1.0, 1e4, 0.125)
     got, turned = blank(30, 4, 64, q), rotate(q, position)
-    ragged = compiled(prefill_ragged, shape, SIMD, ())
+    ragged = compiled(prefill_ragged, shape, UNIT, ())
     ragged(q, at, k, v, at, position, offset, *got, 1, *rest)
     want = attend(turned, rotate(k, position), v, causal(30, 30), 0.125)
     check((got[0], got[1]), [want], "bfloat16")
@@ -267,12 +267,12 @@ def test_inline_rotary_embedding() -> None:
     key = rotate(key, np.arange(past))
     table = (pages.indptr, pages.values, pages.last, zero, position)
     got = blank(30, 4, 64, q)
-    compiled(prefill_paged, shape, SIMD, ())(q, at, pages.data, *table, *got, 0, *rest)
+    compiled(prefill_paged, shape, UNIT, ())(q, at, pages.data, *table, *got, 0, *rest)
     want = attend(turned, key, value, np.ones((30, past), bool), 0.125)
     assert abs(got[0] - want[0]).max() < 2e-5
 
     got = blank(1, 4, 64, q)
-    decode = compiled(decode_paged, shape, SIMD, ())
+    decode = compiled(decode_paged, shape, UNIT, ())
     decode(q[:1], pages.data, *table[:4], position[:1], *got, *rest)
     assert abs(got[0] - want[0][:1]).max() < 2e-5
 
@@ -303,7 +303,7 @@ def test_token_trees() -> None:
     n, shape = sum(sizes), heads(6, 2, 64, "float32")
     q, k, v = (random(rng, "float32", n, h, 64) for h in (6, 2, 2))
     position, got = np.zeros(n, np.int32), blank(n, 6, 64, q)
-    ragged = compiled(tree_ragged, shape, SIMD, ())
+    ragged = compiled(tree_ragged, shape, UNIT, ())
     ragged(q, at, k, v, at, position, at, order, *got, 0, 1.0, 1e4, 0.125)
     spans = list(pairwise(at))
     want = [attend(q[i:j], k[i:j], v[i:j], trees[b][1], 0.125) for b, (i, j) in enumerate(spans)]
@@ -312,7 +312,7 @@ def test_token_trees() -> None:
     pages = Pages(rng, [s + p for s, p in zip(sizes, past, strict=True)], 2, 64, "float32")
     got, zero = blank(n, 6, 64, q), np.zeros(3, np.int32)
     table = (pages.indptr, pages.values, pages.last, zero, position)
-    paged = compiled(tree_paged, shape, SIMD, ())
+    paged = compiled(tree_paged, shape, UNIT, ())
     paged(q, at, pages.data, *table, *got, 0, 1.0, 1e4, 0.125, at, order)
     want = []
     for b, (i, j) in enumerate(spans):
@@ -335,7 +335,7 @@ def test_narrower_vectors(level: str) -> None:
     target = tvm.target.Target(
         {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": level}
     )
-    shape, registers = heads(4, 2, 80, "float32"), simd(target)
+    shape, registers = heads(4, 2, 80, "float32"), VectorUnit.of(target)
     assert registers.lanes == {"x86-64-v3": 8, "x86-64": 4}[level]
     rng, n = np.random.default_rng(13), 70
     q, k, v = (random(rng, "float32", n, h, 80) for h in (4, 2, 2))

@@ -8,13 +8,13 @@ from bf16_reference import rounded_group4
 from linear_functions import TARGET, build, dense, group4
 from tvm import tirx
 
-from tir_schedules.cpu import bf16
 from tir_schedules.cpu.linear import Linear
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 BFLOAT16 = 5e-3  # rounding of the result
 EXACT = 3e-6  # of float32 sums of exact products
 
-here = pytest.mark.skipif(not bf16.available(TARGET), reason="this CPU has no avx512_bf16")
+here = pytest.mark.skipif(not VectorUnit.of(TARGET).bf16, reason="this CPU has no avx512_bf16")
 
 
 def after(func: tirx.PrimFunc) -> str:

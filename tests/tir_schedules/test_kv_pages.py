@@ -9,8 +9,8 @@ from attention_reference import (
     NUMPY,
     PAGE,
     ROUNDING,
-    SIMD,
     TARGET,
+    UNIT,
     Array,
     attend,
     causal,
@@ -80,7 +80,7 @@ def test_merge_state(n: int, dtype: str) -> None:
     x, y = v.astype(np.float64), w.astype(np.float64)
     want = (x * a[..., None] + y * b[..., None]) / (a + b)[..., None]
     first = v[0].copy()
-    compiled(merge_state, Q, D, dtype, SIMD)(v, s, w, r)
+    compiled(merge_state, Q, D, dtype, UNIT)(v, s, w, r)
     assert abs(v.astype(np.float64) - want).max() < 4 * ROUNDING[dtype]
     assert abs(s - np.log2(a + b)).max() < 1e-5
     assert (v[0] == first).all()

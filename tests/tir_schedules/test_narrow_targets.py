@@ -14,7 +14,9 @@ from tir_schedules.cpu.awq_gemv import Split
 
 INT16_ROWS = 5e-5
 AVX2 = ["+avx2", "+fma", "+f16c"]
+AVX2_VNNI = [*AVX2, "+avxvnni"]
 AVX512 = [*AVX2, "+avx512f", "+avx512bw", "+avx512dq", "+avx512vl"]
+MACHINES = {"avx2": AVX2, "avxvnni": AVX2_VNNI, "avx512": AVX512}
 
 
 def narrow(features: list[str]) -> Target:
@@ -24,7 +26,7 @@ def narrow(features: list[str]) -> Target:
     return Target({**host_options(), "mcpu": "x86-64", "mattr": features})
 
 
-@pytest.mark.parametrize("features", [AVX2, AVX512], ids=["avx2", "avx512"])
+@pytest.mark.parametrize("features", MACHINES.values(), ids=MACHINES)
 @pytest.mark.parametrize("m", [1, 5, 40])
 def test_older_machines(features: list[str], m: int) -> None:
     target = narrow(features)

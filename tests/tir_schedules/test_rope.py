@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attention_reference import NUMPY, ROUNDING, SIMD, Array, compiled, random, rotate
+from attention_reference import NUMPY, ROUNDING, UNIT, Array, compiled, random, rotate
 from tvm.relax.frontend.nn.llm.position_embedding import llama_rope_with_position_map
 
 from tir_schedules.cpu.rope import split_rotary
@@ -42,7 +42,7 @@ def test_against_numpy(n: int, start: int, dtype: str) -> None:
         np.arange(start, start + n, dtype=np.int32),
     )
     q, k, v = outputs(n, d, dtype)
-    kernel = compiled(split_rotary, Q, KV, d, dtype, SIMD, 1e4, 1.0, ())
+    kernel = compiled(split_rotary, Q, KV, d, dtype, UNIT, 1e4, 1.0, ())
     kernel(qkv, position, q, k, v, 1)
     # float32 angles: position times the rounding of the rate
     limit = 4 * ROUNDING[dtype] + (start + n) * 1e-6
@@ -63,7 +63,7 @@ def test_against_tvm(scaling: dict[str, Any], d: int, rotary: int) -> None:
     position = rng.integers(0, 100, n).astype(np.int32)
     got, want = outputs(n, d, "float32"), outputs(n, d, "float32")
     frozen = tuple(scaling.items())
-    compiled(split_rotary, Q, KV, d, "float32", SIMD, 5e5, 1.0, frozen, rotary)(
+    compiled(split_rotary, Q, KV, d, "float32", UNIT, 5e5, 1.0, frozen, rotary)(
         qkv, position, *got, 1
     )
     compiled(llama_rope_with_position_map, 5e5, 1.0, d, Q, KV, "float32", frozen, rotary)(

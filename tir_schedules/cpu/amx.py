@@ -31,12 +31,10 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from tvm import ir, tirx
-from tvm.target import Target
-from tvm.target.codegen import llvm_get_system_triple
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
-from . import bf16, simd
+from . import simd
 from .bf16 import LANES, RUN
 from .bf16_gemm import Stretch, emit_bf16_gemm
 from .bf16_panels import Panels
@@ -44,13 +42,6 @@ from .bf16_panels import Panels
 SQUARE = 16  # rows of a tile, and float32 columns
 ROW_BYTES = 64
 ARCH_PRCTL, ASK_PERMISSION, TILE_DATA = 158, 0x1023, 18  # ARCH_REQ_XCOMP_PERM, XTILEDATA
-
-
-def available(target: Target) -> bool:
-    """True where code for the target may hold tile instructions: Linux on x86-64."""
-    triple = str(target.attrs.get("mtriple", "") or llvm_get_system_triple())
-    tiles = simd.has(target, "amx-tile", "amx-bf16") and bf16.available(target)
-    return tiles and triple.startswith("x86_64") and "linux" in triple
 
 
 def emit_if_permitted(c: Contraction, weight: Panels, otherwise: Callable[[], None]) -> None:

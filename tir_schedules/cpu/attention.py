@@ -20,7 +20,7 @@ from tir_schedules.cpu.attention_tree import tree_paged, tree_ragged
 from tir_schedules.cpu.kv_pages import compact_kv, copy_page, debug_get_kv, kv_append
 from tir_schedules.cpu.merge_state import merge_state
 from tir_schedules.cpu.rope import split_rotary
-from tir_schedules.cpu.vector_math import simd
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 
 def cpu_kv_cache_functions(
@@ -48,25 +48,25 @@ def cpu_kv_cache_functions(
     its own by a negative softmax scale (``attention_tile.first_in_window``).
     """
     heads = Heads(num_q, num_kv, qk_head_dim, v_head_dim, dtype)
-    scaling, shape = rope_scaling or {}, simd(target)
+    scaling, unit = rope_scaling or {}, VectorUnit.of(target)
     return {
         "kv_cache_transpose_append": kv_append(num_kv, qk_head_dim, dtype, page_size),
-        "attention_prefill_ragged": prefill_ragged(heads, shape, scaling, softcap, window),
-        "attention_prefill": prefill_paged(heads, shape, scaling, softcap, None, page_size, window),
-        "attention_decode": decode_paged(heads, shape, scaling, softcap, False, page_size, window),
+        "attention_prefill_ragged": prefill_ragged(heads, unit, scaling, softcap, window),
+        "attention_prefill": prefill_paged(heads, unit, scaling, softcap, None, page_size, window),
+        "attention_decode": decode_paged(heads, unit, scaling, softcap, False, page_size, window),
         "attention_prefill_sliding_window": prefill_paged(
-            heads, shape, scaling, softcap, layer_sliding_window, page_size
+            heads, unit, scaling, softcap, layer_sliding_window, page_size
         ),
         "attention_decode_sliding_window": decode_paged(
-            heads, shape, scaling, softcap, True, page_size
+            heads, unit, scaling, softcap, True, page_size
         ),
         "attention_prefill_with_tree_mask_paged": tree_paged(
-            heads, shape, scaling, softcap, page_size, window
+            heads, unit, scaling, softcap, page_size, window
         ),
-        "attention_prefill_with_tree_mask": tree_ragged(heads, shape, scaling, softcap),
-        "attention_merge_state": merge_state(num_q, v_head_dim, dtype, shape),
+        "attention_prefill_with_tree_mask": tree_ragged(heads, unit, scaling, softcap),
+        "attention_merge_state": merge_state(num_q, v_head_dim, dtype, unit),
         "split_rotary": split_rotary(
-            num_q, num_kv, qk_head_dim, dtype, shape, rope_theta, rope_scale, scaling, rotary_dim
+            num_q, num_kv, qk_head_dim, dtype, unit, rope_theta, rope_scale, scaling, rotary_dim
         ),
         "copy_single_page": copy_page(num_kv, qk_head_dim, dtype, page_size),
         "debug_get_kv": debug_get_kv(num_layers, num_kv, qk_head_dim, dtype),

@@ -30,7 +30,8 @@ from tir_schedules.cpu.attention_tile import (
     score_scale,
 )
 from tir_schedules.cpu.kv_pages import cached_length, cached_slot, length_info
-from tir_schedules.cpu.vector_math import LOG2_E, Simd, exp2, fold, tanh
+from tir_schedules.cpu.vector_math import LOG2_E, exp2, fold, tanh
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 SPLIT = 256  # keys of one task
 BLOCK = 64  # keys whose scores are exponentiated together
@@ -40,16 +41,16 @@ class Step:
     """The statements of one block of keys for the query heads of one KV head, as TIR macros."""
 
     def __init__(
-        self, heads: Heads, simd: Simd, rope_scaling: dict[str, Any], softcap: float | None
+        self, heads: Heads, unit: VectorUnit, rope_scaling: dict[str, Any], softcap: float | None
     ) -> None:
         group, d = heads.group, heads.d_qk
-        lanes = math.gcd(simd.lanes, d)
+        lanes = math.gcd(unit.lanes, d)
         # As many query heads as divide the group and leave registers for the row being read.
         heads_at_once = max(n for n in range(1, 9) if group % n == 0)
         rope = rotated(d, rope_scaling)
         self.load_q = _load_q(group, d, rope)
         self.dot = _dot(group, heads_at_once, d, lanes, rope)
-        self.softmax = _softmax(group, simd.lanes, softcap)
+        self.softmax = _softmax(group, unit.lanes, softcap)
         self.weigh = _weigh(group, heads_at_once, d, lanes)
 
 
@@ -191,7 +192,7 @@ def _weigh(group: int, at_once: int, d_v: int, lanes: int) -> Any:
 
 def decode_paged(
     heads: Heads,
-    simd: Simd,
+    unit: VectorUnit,
     rope_scaling: dict[str, Any],
     softcap: float | None = None,
     sliding: bool = False,
@@ -203,9 +204,9 @@ def decode_paged(
     ``q, output [b, num_q, d]``, ``pages [num_pages, 2, num_kv, page_size, d]``, ``lse [b, num_q]``
     float32 in base 2. ``window``: see ``first_in_window``.
     """
-    t = Step(heads, simd, rope_scaling, softcap)
+    t = Step(heads, unit, rope_scaling, softcap)
     group, h_q, h_kv, d, dtype = heads.group, heads.num_q, heads.num_kv, heads.d_qk, heads.dtype
-    lanes = math.gcd(simd.lanes, d)
+    lanes = math.gcd(unit.lanes, d)
 
     def slots(batch: Any, nnz_pages: Any) -> Any:
         """An upper bound of the ranges of all sequences together."""

@@ -20,12 +20,12 @@ from tir_schedules.cpu.attention_tile import (
     zigzag,
 )
 from tir_schedules.cpu.kv_pages import cached_length, cached_slot, length_info
-from tir_schedules.cpu.vector_math import Simd
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 
 def prefill_ragged(
     heads: Heads,
-    simd: Simd,
+    unit: VectorUnit,
     rope_scaling: dict[str, Any],
     softcap: float | None = None,
     window: int | None = None,
@@ -35,7 +35,7 @@ def prefill_ragged(
     ``q [n, num_q, d_qk]``, ``k [n', num_kv, d_qk]``, ``v [n', num_kv, d_v]`` in the cache dtype,
     ``output [n, num_q, d_v]``, ``lse [n, num_q]`` float32 in base 2.
     """
-    t = Tile(heads, simd, rope_scaling, softcap)
+    t = Tile(heads, unit, rope_scaling, softcap)
     rows, keys, group, h_q, h_kv = t.rows, t.keys, heads.group, heads.num_q, heads.num_kv
     d_qk, d_v, dtype = heads.d_qk, heads.d_v, heads.dtype
 
@@ -141,7 +141,7 @@ def prefill_ragged(
 
 def prefill_paged(
     heads: Heads,
-    simd: Simd,
+    unit: VectorUnit,
     rope_scaling: dict[str, Any],
     softcap: float | None = None,
     layer_window: int | None = None,
@@ -155,7 +155,7 @@ def prefill_paged(
     cache's layer kind ``mha_sliding``) is given: then query ``i`` sees the last
     ``layer_window - i - 1`` keys. ``window``: see ``first_in_window``.
     """
-    t = Tile(heads, simd, rope_scaling, softcap)
+    t = Tile(heads, unit, rope_scaling, softcap)
     rows, keys, group, h_q, h_kv = t.rows, t.keys, heads.group, heads.num_q, heads.num_kv
     d, dtype, sliding = heads.d_qk, heads.dtype, layer_window is not None
     layer = layer_window or 0

@@ -28,12 +28,15 @@ from typing import Any
 from tvm.script import tirx as T
 
 from tir_schedules.cpu.attention_rope import Rotate, rotated
-from tir_schedules.cpu.vector_math import LOG2_E, Simd, exp2, tanh
+from tir_schedules.cpu.vector_math import LOG2_E, exp2, tanh
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 # The running maximum starts here, and a row without keys reports it.
 NO_SCORE = -5e4
 # A masked score: so far below NO_SCORE that its exponential is exactly zero.
 MASKED = -1e9
+# The micro-kernels' accumulators: a quarter of the registers high, this many vectors wide.
+VECTORS = 3
 
 
 @dataclass(frozen=True)
@@ -93,23 +96,23 @@ class Tile:
     def __init__(
         self,
         heads: Heads,
-        simd: Simd,
+        unit: VectorUnit,
         rope_scaling: dict[str, Any] | None = None,
         softcap: float | None = None,
     ) -> None:
-        self.heads, self.rows, self.keys = heads, simd.width, 64
+        self.heads, self.rows, self.keys = heads, VECTORS * unit.lanes, 64
         rope = rotated(heads.d_qk, rope_scaling or {})
         self.find = _find(heads.group, self.rows)
         self.start = _start(heads, self.rows)
         self.load_q = _load_q(heads, self.rows, rope)
-        self.load_k = _load_row(heads.d_qk, simd.lanes)
+        self.load_k = _load_row(heads.d_qk, unit.lanes)
         self.rotate_k = _rotate_row(heads.d_qk, rope)
-        self.load_v = _load_row(heads.d_v, simd.lanes)
-        self.dot = _dot(simd)
-        self.mask = _mask(simd)
-        self.soften = _soften(simd, softcap)
-        self.softmax = _softmax(simd)
-        self.weigh = _weigh(simd, math.gcd(simd.rows, heads.d_v))
+        self.load_v = _load_row(heads.d_v, unit.lanes)
+        self.dot = _dot(unit)
+        self.mask = _mask(unit)
+        self.soften = _soften(unit, softcap)
+        self.softmax = _softmax(unit)
+        self.weigh = _weigh(unit, math.gcd(unit.registers // 4, heads.d_v))
         self.store = _store(heads, self.rows)
 
     def alloc(self) -> tuple[Any, ...]:
@@ -220,8 +223,9 @@ def _load_q(heads: Heads, rows: int, rope: Rotate) -> Any:
     return load_q
 
 
-def _dot(simd: Simd) -> Any:
-    tile, vectors, lanes, width = simd.rows, simd.vectors, simd.lanes, simd.width
+def _dot(unit: VectorUnit) -> Any:
+    tile, vectors, lanes = unit.registers // 4, VECTORS, unit.lanes
+    width = vectors * lanes
 
     @T.macro
     def dot(K: T.Buffer, Q: T.Buffer, S: T.Buffer, keys: T.int32) -> None:
@@ -248,8 +252,8 @@ def _dot(simd: Simd) -> Any:
     return dot
 
 
-def _weigh(simd: Simd, tile: int) -> Any:
-    vectors, lanes, width = simd.vectors, simd.lanes, simd.width
+def _weigh(unit: VectorUnit, tile: int) -> Any:
+    vectors, lanes, width = VECTORS, unit.lanes, VECTORS * unit.lanes
 
     @T.macro
     def weigh(V: T.Buffer, P: T.Buffer, out: T.Buffer, alpha: T.Buffer, keys: T.int32) -> None:
@@ -278,8 +282,8 @@ def _weigh(simd: Simd, tile: int) -> Any:
     return weigh
 
 
-def _mask(simd: Simd) -> Any:
-    vectors, lanes = simd.vectors, simd.lanes
+def _mask(unit: VectorUnit) -> Any:
+    vectors, lanes = VECTORS, unit.lanes
 
     @T.macro
     def mask(S: T.Buffer, lo: T.Buffer, hi: T.Buffer, first: T.int32, keys: T.int32) -> None:
@@ -296,8 +300,8 @@ def _mask(simd: Simd) -> Any:
     return mask
 
 
-def _soften(simd: Simd, softcap: float | None) -> Any:
-    vectors, lanes = simd.vectors, simd.lanes
+def _soften(unit: VectorUnit, softcap: float | None) -> Any:
+    vectors, lanes = VECTORS, unit.lanes
     cap = (softcap or 1.0) * LOG2_E
 
     @T.macro
@@ -317,8 +321,8 @@ def _soften(simd: Simd, softcap: float | None) -> Any:
     return leave if softcap is None else soften
 
 
-def _softmax(simd: Simd) -> Any:
-    vectors, lanes = simd.vectors, simd.lanes
+def _softmax(unit: VectorUnit) -> Any:
+    vectors, lanes = VECTORS, unit.lanes
 
     @T.macro
     def softmax(S: T.Buffer, m: T.Buffer, den: T.Buffer, alpha: T.Buffer, keys: T.int32) -> None:

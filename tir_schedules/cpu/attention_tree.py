@@ -17,7 +17,7 @@ from tvm.tirx import PrimFunc
 
 from tir_schedules.cpu.attention_tile import MASKED, Heads, Tile, first_in_window, score_scale
 from tir_schedules.cpu.kv_pages import cached_length
-from tir_schedules.cpu.vector_math import Simd
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 
 def _mask(group: int, rows: int) -> Any:
@@ -55,10 +55,10 @@ def _leave_window(group: int, rows: int, window: int | None) -> Any:
 
 
 def tree_ragged(
-    heads: Heads, simd: Simd, rope_scaling: dict[str, Any], softcap: float | None = None
+    heads: Heads, unit: VectorUnit, rope_scaling: dict[str, Any], softcap: float | None = None
 ) -> PrimFunc:
     """New queries over the new keys of the same trees; ``mask`` is the tree order."""
-    t = Tile(heads, simd, rope_scaling, softcap)
+    t = Tile(heads, unit, rope_scaling, softcap)
     mask = _mask(heads.group, t.rows)
     keys, h_q, h_kv, dtype = t.keys, heads.num_q, heads.num_kv, heads.dtype
     d = heads.d_qk
@@ -146,14 +146,14 @@ def tree_ragged(
 
 def tree_paged(
     heads: Heads,
-    simd: Simd,
+    unit: VectorUnit,
     rope_scaling: dict[str, Any],
     softcap: float | None = None,
     page_size: int = 16,
     window: int | None = None,
 ) -> PrimFunc:
     """New queries over cached keys, the last of which are the trees (already appended)."""
-    t = Tile(heads, simd, rope_scaling, softcap)
+    t = Tile(heads, unit, rope_scaling, softcap)
     mask = _mask(heads.group, t.rows)
     leave = _leave_window(heads.group, t.rows, window)
     keys, h_q, h_kv, dtype = t.keys, heads.num_q, heads.num_kv, heads.dtype

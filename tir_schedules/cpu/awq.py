@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tvm import ir, tirx
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..awq_weight import CODES, AwqLayout, group_size
 from . import simd
 from .int16_rows import Pairing, neighbours
+from .vector_unit import VectorUnit
 
 __all__ = ["CODES", "AwqWeight", "group_size"]
 
@@ -19,14 +20,16 @@ __all__ = ["CODES", "AwqWeight", "group_size"]
 class AwqWeight(AwqLayout):
     """Panels, pairs and vectors of the layout's codes."""
 
+    name: ClassVar[str] = "AutoAWQ words"
+
     @property
     def k_step(self) -> int:
         """Panels must begin and end at a multiple of this many input columns."""
         return self.group
 
-    def fits(self, target: Target, lanes: int) -> bool:
+    def against(self, unit: VectorUnit) -> tuple[str, ...]:
         """Float kernels run anywhere."""
-        return True
+        return ()
 
     def pack(
         self, panel: ir.Var, n0: ir.Expr, width: int, k0: ir.Expr, depth: int, lanes: int

@@ -25,14 +25,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import ir, tirx
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
+from ..rule import objections
 from . import simd
 from .awq import CODES, AwqWeight
 from .awq_weave import Sums, Weave, choose
 from .int16_rows import QuantizedRows, block_of
+from .vector_unit import NO_PAIRS, VectorUnit
 
 DEEP = 8  # rows of words between two visits of an accumulator, for one row of x
 TILE = 2  # rows of x in one register tile
@@ -40,28 +41,29 @@ TILE = 2  # rows of x in one register tile
 WIDEST, WIDEST_OF_SEVERAL = 128, 32
 
 
-def applies(c: Contraction, weight: AwqWeight, target: Target, lanes: int) -> bool:
-    """True where integer kernels fit: whole blocks of k, at least one vector of words, x86."""
-    pairs = simd.has(target, "avx512bw" if lanes == 16 else "avx2")
-    wide = c.n // CODES >= lanes
-    even = weight.group % 16 == 0 and sorted(weight.shifts) == list(range(0, 32, 4))
-    return wide and even and pairs
+def against(c: Contraction, weight: AwqWeight, unit: VectorUnit) -> tuple[str, ...]:
+    """Integer kernels want whole blocks of k, at least one vector of words, and x86."""
+    return objections(
+        (unit.pairs, NO_PAIRS),
+        (c.n // CODES >= unit.lanes, f"n {c.n} is no vector of {unit.lanes} words"),
+        (weight.group % 16 == 0, f"the group {weight.group} is no multiple of 16"),
+        (sorted(weight.shifts) == list(range(0, 32, 4)), "a nibble of the words holds no code"),
+    )
 
 
-def emit_awq_gemv(
-    c: Contraction, weight: AwqWeight, target: Target, lanes: int, most_rows: int
-) -> None:
+def emit_awq_gemv(c: Contraction, weight: AwqWeight, unit: VectorUnit, most_rows: int) -> None:
     """Emit the layer for at most `most_rows` rows at the builder's current place."""
+    lanes = unit.lanes
     vectors, blocks = -(-c.n // CODES // lanes), c.k // block_of(weight.group)
-    tasks = simd.tasks(target, vectors * blocks, c.n * c.k // 2)
+    tasks = unit.parallel_tasks(vectors * blocks, c.n * c.k // 2)
     widest = WIDEST if most_rows == 1 else WIDEST_OF_SEVERAL
     split = Split.choose(blocks, vectors, tasks, widest)
     rows = c.const(1) if most_rows == 1 else c.rows
     sums = T.alloc_buffer((split.deep, most_rows, vectors * CODES, lanes), "float32")
     with simd.loop(tasks > 1, c.const(split.deep * split.wide)) as task:
-        weave = choose(weight, target, lanes)
+        weave = choose(weight, unit)
         _Task(c, weave, weave.rows(c, most_rows), rows, most_rows, split, sums).run(task)
-    parts = simd.tasks(target, min(vectors, tasks), 4 * split.deep * most_rows * c.n)
+    parts = unit.parallel_tasks(min(vectors, tasks), 4 * split.deep * most_rows * c.n)
     share = -(-vectors // parts)
     with simd.loop(parts > 1, c.const(parts)) as part:
         first = T.bind(part * share)

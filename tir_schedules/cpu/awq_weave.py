@@ -26,13 +26,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import ir, tirx
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from . import simd
 from .awq import CODES, AwqWeight
 from .int16_rows import DigitRows, PairRows
+from .vector_unit import VectorUnit
 
 Sums = list[ir.Expr]  # one int32 vector for every digit of x
 LANE = 4  # int32 in 128 bits
@@ -50,6 +50,7 @@ class Pairs:
     lanes: int
     step: int = 2
     digits: int = 1
+    instruction: str = "vpmaddwd"
 
     def rows(self, c: Contraction, most: int) -> PairRows:
         """Buffers for x: int16 pairs of neighbours."""
@@ -83,6 +84,7 @@ class Quads:
     lanes: int
     step: int = 4
     digits: int = 2
+    instruction: str = "vpdpbusd"
 
     def rows(self, c: Contraction, most: int) -> DigitRows:
         """Buffers for x: two arrays of bytes."""
@@ -132,8 +134,6 @@ class Quads:
 Weave = Pairs | Quads
 
 
-def choose(weight: AwqWeight, target: Target, lanes: int) -> Weave:
-    """The best that the target can do."""
-    if lanes == 16 and simd.has(target, "avx512vnni"):
-        return Quads(weight, lanes)
-    return Pairs(weight, lanes)
+def choose(weight: AwqWeight, unit: VectorUnit) -> Weave:
+    """The best that the target can do; `Quads.natural` knows 16 lanes only."""
+    return (Quads if unit.vnni and unit.lanes == 16 else Pairs)(weight, unit.lanes)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from tvm import ir, tirx
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from . import simd
@@ -41,11 +40,6 @@ define <16 x i32> @bf16_round(<16 x float> %low, <16 x float> %high) alwaysinlin
   ret <16 x i32> %pairs
 }
 """
-
-
-def available(target: Target) -> bool:
-    """True where the target has both instructions."""
-    return simd.float_lanes(target) == LANES and simd.has(target, "avx512bf16", "avx512bw")
 
 
 def imported() -> AbstractContextManager[None]:

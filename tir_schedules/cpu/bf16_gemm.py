@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from tvm import ir, tirx
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
+from ..rule import objections
 from . import bf16, simd
 from .bf16 import LANES, RUN
 from .bf16_panels import COLUMNS, BfloatRows, Panels
+from .vector_unit import VectorUnit
 
 
 class Kernel(Protocol):
@@ -61,9 +62,13 @@ class Stretch:
     squares: int
 
 
-def applies(c: Contraction, target: Target) -> bool:
-    """True where the model computes x and W in bfloat16 and the target multiplies them."""
-    return {c.x_dtype, str(c.weight.ty)} == {"bfloat16"} and bf16.available(target)
+def against(c: Contraction, unit: VectorUnit) -> tuple[str, ...]:
+    """The target must multiply bfloat16, and the model compute x and W in it."""
+    types = {c.x_dtype, str(c.weight.ty)}
+    return objections(
+        (unit.bf16, "the target multiplies no bfloat16"),
+        (types == {"bfloat16"}, f"{' and '.join(sorted(types))} would be rounded"),
+    )
 
 
 def emit_bf16_gemm(c: Contraction, weight: Panels, kernel: Kernel) -> None:

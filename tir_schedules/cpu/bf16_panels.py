@@ -24,6 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from ..expression import in_float32, rebuild
+from ..rule import objections
 from . import bf16, simd
 from .awq import CODES
 from .bf16 import LANES, RUN
@@ -89,9 +90,9 @@ class FloatPanels:
     weight: EvaluatedWeight
 
     @staticmethod
-    def fits(c: Contraction, weight: EvaluatedWeight) -> bool:
+    def against(c: Contraction, weight: EvaluatedWeight) -> tuple[str, ...]:
         """Rows of n are read 128 columns at a time."""
-        return weight.nk or c.n >= COLUMNS
+        return objections((weight.nk or c.n >= COLUMNS, f"n {c.n} is below {COLUMNS}"))
 
     @property
     def pairing(self) -> Callable[[int], Pairing]:
@@ -160,9 +161,13 @@ class CodePanels:
     weight: PairWeight
 
     @staticmethod
-    def fits(c: Contraction, weight: PairWeight) -> bool:
-        """True where whole chunks of k hold whole groups, or groups whole chunks."""
-        return c.n >= COLUMNS and c.k % CHUNK == 0 and gcd(weight.group, CHUNK) >= RUN
+    def against(c: Contraction, weight: PairWeight) -> tuple[str, ...]:
+        """Whole chunks of k must hold whole groups, or groups whole chunks."""
+        return objections(
+            (c.n >= COLUMNS, f"n {c.n} is below {COLUMNS}"),
+            (c.k % CHUNK == 0, f"k {c.k} is no multiple of {CHUNK}"),
+            (gcd(weight.group, CHUNK) >= RUN, f"groups of {weight.group} and {CHUNK} do not match"),
+        )
 
     @property
     def pairing(self) -> Callable[[int], Pairing]:

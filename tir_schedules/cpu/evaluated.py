@@ -12,22 +12,24 @@ Panels of k-contiguous weights are turned by square register transposes: `lanes`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import tvm
 from tvm import ir, tirx
 from tvm.ir import TensorLoad
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from ..expression import in_float32, rebuild, walk
 from . import simd
+from .vector_unit import VectorUnit
 
 
 @dataclass(frozen=True)
 class EvaluatedWeight:
     """`W[n, k]` as an expression; `nk` tells whether k or n is contiguous in memory."""
 
+    name: ClassVar[str] = "weights as the function makes them"
     expression: ir.Expr
     n_var: ir.Var
     k_var: ir.Var
@@ -45,9 +47,9 @@ class EvaluatedWeight:
         nk = any(v.same_as(c.k_var) for v in walk(list(largest.indices)[-1]))
         return EvaluatedWeight(c.weight, c.n_var, c.k_var, nk, c.n, c.k)
 
-    def fits(self, target: Target, lanes: int) -> bool:
+    def against(self, unit: VectorUnit) -> tuple[str, ...]:
         """Float kernels run anywhere."""
-        return True
+        return ()
 
     def at(self, n: ir.Expr, k: ir.Expr) -> ir.Expr:
         """One weight as float32."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from tvm import s_tir, tirx
 from tvm.target import Target
 
-from . import simd
+from .vector_unit import VectorUnit
 
 SMALL = 4096  # elements of static work below which waking the pool costs more than it gives
 
@@ -26,10 +26,11 @@ class Fallback:
         except (s_tir.ScheduleError, ValueError):
             return None
         names = [schedule.get(block).name_hint for block in blocks]
+        lanes = VectorUnit.of(target).lanes
         for name in names:
             attempt = schedule.copy()
             try:
-                _schedule(attempt, name, simd.float_lanes(target))
+                _schedule(attempt, name, lanes)
             except (s_tir.ScheduleError, ValueError):
                 continue
             schedule = attempt

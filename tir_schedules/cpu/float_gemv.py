@@ -14,23 +14,23 @@ the next 4 or 8 are prefetched into L2, a stretch of k at a time.
 from __future__ import annotations
 
 from tvm import ir, tirx
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from . import simd
 from .evaluated import EvaluatedWeight
+from .vector_unit import VectorUnit
 
 STRETCH = 16  # vectors of k between two prefetches
 FEW = 16  # with more rows than this the packed kernel wins
 
 
-def emit_float_gemv(c: Contraction, weight: EvaluatedWeight, target: Target, lanes: int) -> None:
+def emit_float_gemv(c: Contraction, weight: EvaluatedWeight, unit: VectorUnit) -> None:
     """Emit the layer for 1 ... FEW rows at the builder's current place."""
     row_tile = 1 if c.fixed_rows() == 1 else 4
     width = 8 if row_tile == 1 else 4
-    groups = -(-c.n // width)
-    tasks = simd.tasks(target, groups, 2 * c.n * c.k)
+    groups, lanes = -(-c.n // width), unit.lanes
+    tasks = unit.parallel_tasks(groups, 2 * c.n * c.k)
     share = -(-groups // tasks)
     with simd.loop(tasks > 1, c.const(tasks)) as task:
         x = _inputs(c, lanes)

@@ -22,6 +22,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from . import simd
+from .vector_unit import VectorUnit
 
 
 class PackedWeight(Protocol):
@@ -47,9 +48,9 @@ class Tiles:
     depth: int
 
     @staticmethod
-    def choose(c: Contraction, k_step: int, lanes: int) -> Tiles:
-        """Sizes that fit 32 registers with AVX-512 and 16 with AVX2."""
-        rows, vectors = (6, 4) if lanes == 16 else (6, 2)
+    def choose(c: Contraction, k_step: int, unit: VectorUnit) -> Tiles:
+        """Sizes that fit 32 or 16 registers."""
+        lanes, rows, vectors = unit.lanes, 6, unit.registers // 8
         fixed = c.fixed_rows()
         if fixed is not None:
             rows = min(rows, fixed)

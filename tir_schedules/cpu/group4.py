@@ -9,18 +9,20 @@ need no weaving. Scales are float `[n, K / G]` or `[K / G, n]`, the middle is a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tvm import ir, sym, tirx
 from tvm.ir import TensorLoad
 from tvm.ir.prim import expr as prim
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from ..expression import rebuild, strip_casts
+from ..rule import objections
 from . import simd
 from .awq import CODES, group_size
 from .int16_rows import Pairing, word_halves
+from .vector_unit import NO_PAIRS, VectorUnit
 
 SPAN = 4  # columns between the two halves of a pair
 MASK = 0x000F000F
@@ -30,6 +32,7 @@ MASK = 0x000F000F
 class GroupWeight:
     """The two buffers of one layer."""
 
+    name: ClassVar[str] = "4-bit groups"
     words: ir.Var
     scales: ir.Var
     group: int
@@ -50,12 +53,16 @@ class GroupWeight:
                 return _match(c, strip_casts(code.a), strip_casts(code.b), scale)
         return None
 
-    def fits(self, target: Target, lanes: int) -> bool:
-        """True where the int16 kernels apply: whole vectors of words and of outputs, x86."""
-        columns = CODES * lanes
-        whole = self.k % columns == 0 and columns % self.group == 0 and self.group >= 32
-        pairs = simd.has(target, "avx512bw" if lanes == 16 else "avx2")
-        return whole and self.n >= columns and pairs
+    def against(self, unit: VectorUnit) -> tuple[str, ...]:
+        """The int16 kernels want whole vectors of words and of outputs, and x86."""
+        columns = CODES * unit.lanes
+        whole = columns % self.group == 0 and self.group >= 32
+        return objections(
+            (unit.pairs, NO_PAIRS),
+            (self.k % columns == 0, f"k {self.k} is no multiple of {columns}"),
+            (whole, f"groups of {self.group} are below 32 or no part of {columns}"),
+            (self.n >= columns, f"n {self.n} is below {columns}"),
+        )
 
     def pairs_of(self, words: ir.Expr, i: int, lanes: int) -> ir.Expr:
         """Codes of columns (8w + i, 8w + i + 4) of every word as int16 pairs."""

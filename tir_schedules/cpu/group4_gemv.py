@@ -16,39 +16,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvm import ir, tirx
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
+from ..rule import objections
 from . import simd
 from .awq import CODES
 from .group4 import SPAN, GroupWeight
 from .int16_rows import PairRows, planes_of_halves
+from .vector_unit import VectorUnit
 
 WIDTH = 4  # outputs at a time
 TILE = 2  # rows of x at a time
 STRETCH = 16  # vectors of words between two prefetches
 
 
-def applies(c: Contraction, weight: GroupWeight) -> bool:
-    """True for NK words; the GEMM's conditions hold too."""
-    return weight.nk and c.n % WIDTH == 0
+def against(c: Contraction, weight: GroupWeight) -> tuple[str, ...]:
+    """Rows of words along k, a few at a time; the GEMM's conditions hold too."""
+    return objections(
+        (weight.nk, "words lie along n"),
+        (c.n % WIDTH == 0, f"n {c.n} is no multiple of {WIDTH}"),
+    )
 
 
-def emit_group4_gemv(
-    c: Contraction, weight: GroupWeight, target: Target, lanes: int, most_rows: int
-) -> None:
+def emit_group4_gemv(c: Contraction, weight: GroupWeight, unit: VectorUnit, most_rows: int) -> None:
     """Emit the layer for at most `most_rows` rows at the builder's current place."""
-    groups = c.n // WIDTH
-    tasks = simd.tasks(target, groups, c.n * c.k // 2)
+    groups, lanes = c.n // WIDTH, unit.lanes
+    tasks = unit.parallel_tasks(groups, c.n * c.k // 2)
     share = -(-groups // tasks)
-    vnni = lanes == 16 and simd.has(target, "avx512vnni")
     tile = 1 if most_rows == 1 else TILE
     with simd.loop(tasks > 1, c.const(tasks)) as task:
         x = PairRows.alloc(c, c.const(most_rows), CODES * lanes, lanes, planes_of_halves)
         rows = c.const(1) if most_rows == 1 else c.rows
         x.fill(c, rows, parallel=False)
-        kernel = _Rows(c, weight, x, rows, tile, lanes, vnni)
+        kernel = _Rows(c, weight, x, rows, tile, lanes, unit.vnni)
         starts = kernel.starts(most_rows)
         first = T.bind(task * share)
         count = T.bind(tirx.max(tirx.min(c.const(groups) - first, c.const(share)), c.const(0)))

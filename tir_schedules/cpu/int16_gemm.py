@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tvm import ir, tirx
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..contraction import Contraction
 from . import simd
 from .awq import CODES
 from .int16_rows import Pairing, PairRows
+from .vector_unit import VectorUnit
 
 ROWS = 6  # of x in one register tile
 ROW_BLOCK = 64 * ROWS  # rows of one task
@@ -57,20 +57,20 @@ class PairWeight(Protocol):
         and `scales[depth / block, 8 * lanes]`, from row n0 and column k0 of W on."""
 
 
-def emit_int16_gemm(c: Contraction, weight: PairWeight, target: Target, lanes: int) -> None:
+def emit_int16_gemm(c: Contraction, weight: PairWeight, unit: VectorUnit) -> None:
     """Emit the layer at the builder's current place."""
+    lanes = unit.lanes
     x = PairRows.alloc(c, c.rows, weight.group, lanes, weight.pairing)
     x.fill(c, c.rows, parallel=True)
     columns = CODES * lanes
     blocks = -(-c.n // columns)
-    vnni = lanes == 16 and simd.has(target, "avx512vnni")
     row_blocks = T.bind(simd.ceil_div(c.rows, ROW_BLOCK))
     with T.parallel(0, row_blocks * blocks) as task:
         # row blocks inside, so that every thread gets its part of a short last one
         n0 = T.bind(tirx.min(tirx.floordiv(task, row_blocks) * columns, c.const(c.n - columns)))
         r0 = T.bind(tirx.floormod(task, row_blocks) * ROW_BLOCK)
         count = T.bind(tirx.min(c.rows - r0, c.const(ROW_BLOCK)))
-        _Block(c, weight, x, n0, r0, count, lanes, vnni).run()
+        _Block(c, weight, x, n0, r0, count, lanes, unit.vnni).run()
 
 
 @dataclass(frozen=True)

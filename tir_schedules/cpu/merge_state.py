@@ -13,15 +13,16 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from tir_schedules.cpu.vector_math import Simd, exp2
+from tir_schedules.cpu.vector_math import exp2
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 # Below this many rows waking the other cores costs more than it saves.
 PARALLEL_FROM = 64
 
 
-def merge_state(num_heads: int, head_dim: int, dtype: str, simd: Simd) -> PrimFunc:
+def merge_state(num_heads: int, head_dim: int, dtype: str, unit: VectorUnit) -> PrimFunc:
     """The kernel ``(v, s, v_other, s_other)``: ``v [n, num_heads, head_dim]``, ``s`` float32."""
-    row = _row(num_heads, head_dim, dtype, math.gcd(simd.lanes, head_dim))
+    row = _row(num_heads, head_dim, dtype, math.gcd(unit.lanes, head_dim))
 
     @T.prim_func(s_tir=True)
     def merge_state_inplace(

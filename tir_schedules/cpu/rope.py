@@ -22,7 +22,8 @@ from tvm.relax.frontend.nn.llm.position_embedding import switch_rope_freq_func
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from tir_schedules.cpu.vector_math import Simd, cos_sin
+from tir_schedules.cpu.vector_math import cos_sin
+from tir_schedules.cpu.vector_unit import VectorUnit
 
 # Below this many tokens waking the other cores costs more than it saves.
 PARALLEL_FROM = 16
@@ -67,7 +68,7 @@ def split_rotary(
     num_kv: int,
     head_dim: int,
     dtype: str,
-    simd: Simd,
+    unit: VectorUnit,
     theta: float,
     scale: float,
     rope_scaling: dict[str, Any],
@@ -75,7 +76,7 @@ def split_rotary(
 ) -> PrimFunc:
     """The kernel ``(qkv, position_map, q, k, v, apply_rope)``."""
     shape = Fused(num_q, num_kv, head_dim, head_dim if rotary_dim is None else rotary_dim, dtype)
-    row = _row(shape, simd, gptj=rope_scaling.get("rope_type") == "gptj")
+    row = _row(shape, unit, gptj=rope_scaling.get("rope_type") == "gptj")
     return _plain(shape, row, *_rates(rope_scaling, shape.rotary, theta), scale)
 
 
@@ -119,11 +120,11 @@ def _plain(shape: Fused, row: Any, rate: Any, amplitude: Any, scale: float) -> P
     return fused_rope
 
 
-def _row(shape: Fused, simd: Simd, gptj: bool) -> Any:
+def _row(shape: Fused, unit: VectorUnit, gptj: bool) -> Any:
     num_q, num_kv, head_dim, rotary = shape.num_q, shape.num_kv, shape.head_dim, shape.rotary
-    half, lanes = rotary // 2, math.gcd(simd.lanes, rotary // 2)
-    tail = math.gcd(simd.lanes, head_dim - rotary)
-    whole = math.gcd(simd.lanes, head_dim)
+    half, lanes = rotary // 2, math.gcd(unit.lanes, rotary // 2)
+    tail = math.gcd(unit.lanes, head_dim - rotary)
+    whole = math.gcd(unit.lanes, head_dim)
     rotate = _rotate_pairs(half, shape.dtype) if gptj else _rotate_halves(half, lanes, shape.dtype)
 
     @T.macro

@@ -21,7 +21,7 @@ from tvm_ffi import structural_map
 
 from ..rule import Answer
 from . import vector_math
-from .simd import float_lanes
+from .vector_unit import VectorUnit
 
 # Elements below which waking the other cores costs more than it gives (a few microseconds).
 SERIAL_BELOW = 65536
@@ -39,7 +39,7 @@ class Rows:
             blocks = sch.get_child_blocks(sch.get_sblock("root"))
             if not blocks or not all(_row_wise(sch, block) for block in blocks):
                 return None
-            size = _schedule(sch, blocks, float_lanes(target))
+            size = _schedule(sch, blocks, VectorUnit.of(target).lanes)
         except s_tir.ScheduleError:
             return None
         return s_tir.Schedule(serial_when_small(sch.mod["main"], max(1, SERIAL_BELOW // size)))

@@ -1,8 +1,8 @@
 """Vector words for kernels written with the IR builder.
 
 Every word makes one vector instruction or a short run of them. `lanes` is the number of float32
-values in one register of the target: 16 with AVX-512, 8 otherwise (LLVM cuts a vector of 8 in
-two where registers hold 4, as with NEON).
+values in one register (`VectorUnit.lanes`), and never below 8: LLVM cuts a vector of 8 in two where
+registers hold 4, as with NEON.
 Accumulators are buffers of exactly one register each: LLVM keeps such buffers in registers as
 long as every access is the whole buffer.
 """
@@ -14,19 +14,8 @@ from contextlib import AbstractContextManager
 
 from tvm import ir, tirx
 from tvm.ir.prim import expr as prim
-from tvm.target import Target
-from tvm.target.codegen import llvm_cpu_has_features, llvm_get_vector_width, llvm_version_major
+from tvm.target.codegen import llvm_version_major
 from tvm.tirx.script.builder import ir as T
-
-
-def float_lanes(target: Target) -> int:
-    """float32 values per vector register, from the target's feature flags."""
-    return 16 if llvm_get_vector_width(target) >= 512 else 8
-
-
-def has(target: Target, *features: str) -> bool:
-    """Does the target have all these LLVM features?"""
-    return all(bool(llvm_cpu_has_features(f, target)) for f in features)
 
 
 def load(buffer: ir.Var, indices: Sequence[ir.Expr], lanes: int) -> ir.Expr:
@@ -241,18 +230,6 @@ def lane_sums(vectors: Sequence[ir.Expr], lanes: int) -> ir.Expr:
 def ceil_div(a: ir.Expr, b: int) -> ir.Expr:
     """a / b, rounded up."""
     return tirx.floordiv(a + (b - 1), tirx.IntImm(str(a.ty), b))
-
-
-def tasks(target: Target, units: int, size: int) -> int:
-    """How many parallel tasks for `units` of work over `size` bytes of weights.
-
-    One where waking the pool would cost as much as the work; else a few per core, so that a core
-    that was late does not hold up the rest.
-    """
-    cores = int(target.attrs.get("num-cores", 0)) or 8
-    if size < 48 * 1024:
-        return 1
-    return max(1, min(units, cores if size < 1 << 20 else 2 * cores))
 
 
 def loop(parallel: bool, extent: ir.Expr) -> AbstractContextManager[ir.Var]:

@@ -1,4 +1,4 @@
-"""What the vector unit of a CPU target holds, and transcendental functions that vectorize.
+"""Transcendental functions that vectorize.
 
 LLVM turns ``exp``, ``exp2`` and ``tanh`` of a vector into one libm call per lane. Here they are
 polynomials of adds, multiplies and one integer shift, so a vector of lanes costs about a dozen
@@ -13,13 +13,10 @@ is built in the exponent bits. All functions take and return float32 expressions
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import tvm
 from tvm import tirx
 from tvm.script import tirx as T
-from tvm.target import Target
-from tvm.target.codegen import target_has_features
 
 LOG2_E = 1.4426950408889634
 
@@ -37,33 +34,6 @@ _EXP2 = (
 
 # ln 2 in two parts; n * part is exact for |n| < 2**9.
 _LN2 = (0.693359375, -2.12194440e-4)
-
-
-@dataclass(frozen=True)
-class Simd:
-    """float32 lanes of a vector register, and the register tile of a matrix micro-kernel.
-
-    The tile is ``rows x (vectors * lanes)`` accumulators; with the operands it fills the
-    register file (32 vectors for AVX-512, 16 below).
-    """
-
-    lanes: int
-    rows: int
-    vectors: int
-
-    @property
-    def width(self) -> int:
-        """Columns of the register tile."""
-        return self.vectors * self.lanes
-
-
-def simd(target: Target | None) -> Simd:
-    """The vector shape of ``target`` (an ``llvm`` target; None means 128-bit vectors)."""
-    if target is not None and target_has_features("avx512f", target):
-        return Simd(lanes=16, rows=8, vectors=3)
-    if target is not None and target_has_features("avx2", target):
-        return Simd(lanes=8, rows=4, vectors=3)
-    return Simd(lanes=4, rows=4, vectors=3)
 
 
 def exp2(x: tvm.ir.Expr) -> tvm.ir.Expr:

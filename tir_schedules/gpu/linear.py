@@ -15,8 +15,9 @@ from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from ..awq_weight import AwqLayout
-from ..by_rows import Kernels, emit_by_rows
-from ..contraction import Contraction, find
+from ..by_rows import Kernel, Kernels, emit_by_rows
+from ..contraction import NO_LAYER, Contraction, find
+from ..rule import Claim
 from . import awq_few, gemm
 from .panels import AwqWords, Evaluated
 from .tile import TILES
@@ -26,24 +27,28 @@ from .warp import compute_capability
 class Linear:
     """`out[r, n] = finish(sum_k x[r, k] * W[n, k])` on tensor cores (sm_80 and newer)."""
 
-    def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> s_tir.Schedule | None:
-        """Return the layer with a new body, or `None` when it is no layer of ours."""
+    def claim(self, func: tirx.PrimFunc, target: Target) -> Claim:
+        """Which kernels the layer gets, or what speaks against it."""
         capability = compute_capability(target) if target.kind.name == "cuda" else 0
         if capability < 80:
-            return None
+            return Claim(contradicts=("tensor cores before sm_80",))
         contraction = find(func)
         if contraction is None:
-            return None
+            return Claim(contradicts=(NO_LAYER,))
         kernels = _kernels(contraction, capability)
         if not kernels:
+            return Claim(contradicts=("tiles do not fit its types or sizes",), layer=contraction)
+        return Claim(("a linear layer",), layer=contraction, kernels=kernels)
+
+    def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> s_tir.Schedule | None:
+        """Return the layer with a new body, or `None` when it is no layer of ours."""
+        claim = self.claim(func, target)
+        if not claim.applies or claim.layer is None:
             return None
-        try:
-            with IRBuilder() as builder, T.sblock("root"):
-                T.reads([])
-                T.writes([])
-                emit_by_rows(contraction, kernels)
-        except NotImplementedError:  # an expression that `rebuild` cannot copy
-            return None
+        with IRBuilder() as builder, T.sblock("root"):
+            T.reads([])
+            T.writes([])
+            emit_by_rows(claim.layer, claim.kernels)
         body = builder.get()
         return s_tir.Schedule(func.with_body(body))
 
@@ -54,14 +59,23 @@ def _kernels(c: Contraction, capability: int) -> Kernels:
     if dtype is None:
         return []
     layout = AwqLayout.match(c)
-    few: Kernels = []
+    few: list[tuple[int | None, Kernel]] = []
     if layout is not None and awq_few.applies(c, layout):
         sizes = (awq_few.ROWS, awq_few.MOST)
-        few = [(rows, partial(awq_few.emit_awq_few, c, layout, rows)) for rows in sizes]
+        few = [
+            (rows, Kernel(f"awq_few {rows}", partial(awq_few.emit_awq_few, c, layout, rows)))
+            for rows in sizes
+        ]
     runs = (c.k, layout.group) if layout is not None and layout.group % 32 == 0 else (c.k,)
     tiles = [replace(tile, dtype=dtype).fit(*runs) for tile in TILES]
     weight = AwqWords.match(c, tiles[-1]) or Evaluated.match(c, tiles[-1])
     if weight is None or c.k % tiles[-1].depth or (c.fixed_rows() == 1 and not few):
         return []  # one row of another layout is for TVM's own GEMV rule
-    many: Kernels = [(tile.rows, partial(gemm.emit_gemm, c, weight, tile)) for tile in tiles]
+    many = [
+        (
+            tile.rows,
+            Kernel(f"gemm {dtype} {tile.rows}", partial(gemm.emit_gemm, c, weight, tile)),
+        )
+        for tile in tiles
+    ]
     return [*few, *many[:-1], (None, many[-1][1])]
