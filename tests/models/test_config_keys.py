@@ -80,6 +80,19 @@ SWITCHES: list[tuple[str, str, Any]] = [
     ("mixtral", "sliding_window", 5),
     ("qwen3_moe", "norm_topk_prob", False),
     ("qwen3_moe", "num_experts_per_tok", 1),
+    ("granite", "embedding_multiplier", 1.0),
+    ("granite", "attention_multiplier", 1.0),
+    ("granite", "residual_multiplier", 1.0),
+    ("granite", "logits_scaling", 1.0),
+    ("smollm3", "no_rope_layers", [1, 1]),
+    ("smollm3", "use_sliding_window", True),
+    ("exaone4", "sliding_window", 5),
+    ("exaone4", "layer_types", ["full_attention", "full_attention"]),
+    ("olmo3", "layer_types", ["full_attention", "full_attention"]),
+    ("olmo3", "rope_parameters", None),
+    ("glm4", "rope_parameters", {"partial_rotary_factor": 1.0, "rope_theta": 1e4}),
+    ("seed_oss", "rope_parameters", {**CLASSIC["seed_oss"]["rope_parameters"], "factor": 16.0}),
+    ("seed_oss", "hidden_act", "gelu"),
 ]
 
 
@@ -87,7 +100,7 @@ SWITCHES: list[tuple[str, str, Any]] = [
 def test_a_switch_that_changes_the_logits_changes_the_graph(
     name: str, key: str, value: Any
 ) -> None:
-    fields = {**SHARED, **TINY[name]}
+    fields = {**SHARED, **(TINY | CLASSIC)[name]}
     changed = {**fields, key: value}
     if key == "use_sliding_window":
         changed |= {"sliding_window": 5, "max_window_layers": 1}
