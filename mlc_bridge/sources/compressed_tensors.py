@@ -40,6 +40,7 @@ from mlc_bridge.packing import PLAIN, Array, PackedArray, Packing, from_signed, 
 from mlc_bridge.qtensor import QTensor, constant_zero, group_order, reorder
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.foreign import INSTEAD
+from mlc_bridge.sources.patterns import matches
 from mlc_bridge.sources.source import (
     FLOATS,
     Evidence,
@@ -162,8 +163,11 @@ class CompressedTensors(Source):
         found = ckpt.shape(name)
         if strategy in ("tensor", "channel") and found in ((1,), ()):
             block = (n, k)  # LLMC says "channel" of one scale as well
-        elif found != grid:
-            raise SourceError("wrong shape", where=name, found=found, expected=grid)
+        elif found != grid and not (strategy == "channel" and found == (n,)):
+            raise SourceError(
+                "wrong shape", where=name, found=found, expected=grid,
+                todo="strategy or group_size in the config is of another checkpoint",
+            )  # fmt: skip
         ckpt.require(name, None, *FLOATS)
         return block
 
@@ -224,12 +228,7 @@ def _refuse_extras(settings: Mapping[str, Any], layer: str) -> None:
 
 def _rank(target: str, layer: str) -> int:
     if target.startswith("re:"):
-        try:
-            return 2 if re.match(target[3:], layer) else 0
-        except re.error as error:
-            raise SourceError(
-                "a target is no regular expression", where=target, found=error
-            ) from None
+        return 2 if matches(target[3:], layer) else 0
     if target == layer or layer.endswith(f".{target}"):
         return 3
     if target == "Embedding":
@@ -241,6 +240,12 @@ def _check_present(ckpt: Checkpoint, layer: str, grouped: bool) -> None:
     """What the settings speak of is there; a missing part must not read as an empty one."""
     args, codes = _weights(ckpt, layer), ckpt.dtype(f"{layer}.{_code_part(ckpt, layer)}")
     zero, order = f"{layer}.weight_zero_point", f"{layer}.weight_g_idx"
+    if args.get("type") not in (None, "float" if codes in FLOAT8 else "int"):
+        raise SourceError(
+            "the config and the codes are of two types", where=layer,
+            found=f"codes in {codes} and type {args['type']!r}",
+            todo="The quantization settings are of another checkpoint",
+        )  # fmt: skip
     wanted = not args.get("symmetric", True) and codes not in FLOAT8
     if wanted and zero not in ckpt and not _zeros_left_out(ckpt):
         raise SourceError("asymmetric weights without their zero points", where=zero)

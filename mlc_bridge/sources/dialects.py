@@ -47,7 +47,7 @@ def _auto_round(settings: Settings) -> Settings:
         packing = "auto_round:auto_gptq"
     layers = settings.get("extra_config")
     own = _overrides(layers if isinstance(layers, dict) else {})
-    return {**_packing(str(packing)), "dynamic": own}
+    return {"desc_act": False, **_packing(str(packing)), "dynamic": own}
 
 
 def _packing(word: str) -> Settings:

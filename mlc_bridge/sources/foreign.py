@@ -110,6 +110,7 @@ FOREIGN = (
     Foreign("GPTQ in planes", "5, 6 or 7 bits, a plane each", ("gptq",), ("gptq_p\"",)),
     Foreign("AutoRound MXFP", MX, AUTOROUND, ("mx_fp",)),
     Foreign("AutoRound NVFP4", FP4, AUTOROUND, ("nv_fp",)),
+    Foreign("AutoRound", "a packing_format that is not read", AUTOROUND),
     Foreign("MLX", "zero points that are no whole numbers", tensors=(".biases",)),
     Foreign("MLX", "arrays of Apple's framework", ("metal", "mlx")),
     Foreign("Nunchaku", "4 bits and a low-rank part", ("svdquant", "nunchaku")),

@@ -21,7 +21,6 @@ Origin: GPTQModel 7.3 nn_modules/qlinear and utils/model.py.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +32,7 @@ from mlc_bridge.packing import Array, PackedArray, Packing
 from mlc_bridge.qtensor import QTensor, group_order, reorder
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.foreign import INSTEAD
+from mlc_bridge.sources.patterns import matches
 from mlc_bridge.sources.source import (
     Evidence,
     Source,
@@ -122,17 +122,26 @@ class GPTQ(Source):
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
         silent = [key for key in ("bits", "group_size") if said(ckpt.settings, (key,)) is None]
         told = f"the config does not say {', '.join(silent)}: taken from the shapes of the tensors"
-        return (*super().findings(ckpt), *([told] if silent else []))
+        unsaid = ckpt.settings.get("desc_act") is None and not ckpt.layers("g_idx")
+        order = "neither desc_act nor a g_idx says otherwise: the columns of a group lie together"
+        return (
+            *super().findings(ckpt),
+            *([told] if silent else []),
+            *([order] if unsaid else []),
+        )
 
     def _check_symmetric(self, ckpt: Checkpoint, layer: str, zero: PackedArray) -> None:
-        """With ``sym`` every zero is half the range: here version 1 is told from version 2."""
-        half = 1 << (zero.packing.bits - 1)
-        if _settings(ckpt.settings, layer).get("sym") is True and np.any(
-            (found := zero.unpack()) != half
-        ):
+        """With ``sym`` every zero is half the range: here version 1 is told from version 2.
+
+        Zeros that differ are an asymmetric layer whatever ``sym`` says, and read as they are.
+        """
+        if _settings(ckpt.settings, layer).get("sym") is not True:
+            return
+        half, found = 1 << (zero.packing.bits - 1), zero.unpack()
+        if found.min() == found.max() != half:
             raise SourceError(
                 "the config says sym true, and the zero points are not in the middle",
-                where=f"{layer}.qzeros", found=int(found[found != half][0]), expected=half,
+                where=f"{layer}.qzeros", found=int(found.min()), expected=half,
                 todo="checkpoint_format or sym in the config is of another file: version 1 (gptq) "
                 "stores zeros less 1, version 2 (gptq_v2) as they are",
             )  # fmt: skip
@@ -209,13 +218,7 @@ def _settings(settings: Mapping[str, Any], layer: str) -> dict[str, Any]:
     """The settings with the first ``dynamic`` override whose pattern matches the layer's name."""
     dynamic = settings.get("dynamic")
     for pattern, override in dynamic.items() if isinstance(dynamic, dict) else ():
-        try:
-            hit = not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), layer)
-        except re.error as error:
-            raise SourceError(
-                "a dynamic pattern is no regular expression", where=pattern, found=error
-            ) from None
-        if hit:
+        if not pattern.startswith("-:") and matches(pattern.removeprefix("+:"), layer):
             return {**settings, **(override if isinstance(override, dict) else {})}
     return dict(settings)
 

@@ -39,8 +39,11 @@ def _why(name: str, names: Collection[str]) -> tuple[str | None, str]:
         )
     tail = name.removeprefix("model.")
     if other := next((n for n in names if n == tail or n.endswith(f".{tail}")), None):
+        prefix = other.removesuffix(tail)
         return f"{other}: its names have another prefix", (
-            "Save the model again from the class that config.json's architectures names, such as "
-            "LlamaForCausalLM"
+            f"Save the tensors under names that begin with model. in place of {prefix}, without "
+            "those of vision, audio and other parts"
+            if prefix
+            else "Save the tensors under names that begin with model. (but for lm_head's)"
         )
     return None, "Fetch the checkpoint again, or check that config.json belongs to it"

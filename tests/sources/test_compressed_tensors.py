@@ -153,6 +153,7 @@ BAD = {
     "sparse": (lambda s: s.update(sparsity_config={"format": "sparse-24"}), {}, "sparse weights"),
     "rotation": (lambda s: s.update(transform_config=ROTATION), {}, "at run time"),
     "nvfp4": (lambda s: group(s).update(format="nvfp4-pack-quantized"), {}, "'nvfp4-pack-quant"),
+    "type": (set_weights(type="float"), {}, "codes in int32 and type 'float'"),
     "bits 3": (set_weights(num_bits=3), {}, "num_bits 3"),
     "group 48": (set_weights(group_size=48), {}, "blocks do not fit"),
     "group 64": (set_weights(group_size=64), {}, r"weight_scale: wrong shape; found \(64, 8\)"),

@@ -174,10 +174,12 @@ def test_no_head_in_the_file(tmp_path: Path) -> None:
 def test_names_with_another_prefix(tmp_path: Path) -> None:
     model = tiny("llama", tie_word_embeddings=False)
     tensors, config = saved(tmp_path / "whole", model)
-    bare = {name.removeprefix("model."): array for name, array in tensors.items()}
-    with pytest.raises(SourceError, match=r"found embed_tokens\.weight: .* another prefix.*Llama"):
-        converts(write(tmp_path / "bare", bare, config), tmp_path / "out")
     assert converts(tmp_path / "whole", tmp_path / "out")
+    for prefix in ("", "transformer."):
+        moved = {name.replace("model.", prefix): array for name, array in tensors.items()}
+        home = write(tmp_path / f"moved{prefix}", moved, config)
+        with pytest.raises(SourceError, match=rf"another prefix.* begin with model\. .*{prefix}"):
+            converts(home, tmp_path / "out")
 
 
 def test_experts_in_one_tensor(tmp_path: Path) -> None:

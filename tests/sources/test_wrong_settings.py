@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,25 @@ def test_a_silent_config_is_answered_by_the_shapes(case: str) -> None:
     (told,) = [x for x in detect(silent).findings(silent) if "does not say" in x]
     assert all(key in told for key in SILENT[case])
     assert not [x for x in detect(ckpt).findings(ckpt) if "does not say" in x]
+
+
+def test_zeros_that_differ_are_read_whatever_sym_says() -> None:
+    """The zeros are in the file, and no kernel of GPTQ's goes by ``sym`` where they are."""
+    case = GOLDEN / "gptq/w4-g64-asym-v1"
+    ckpt, shapes = Checkpoint.open(case), shapes_of(case)
+    settings = {**ckpt.config["quantization_config"], "sym": True}
+    told = with_config(ckpt, {"quantization_config": settings})
+    assert outcome(told, shapes, weights(ckpt, shapes)) == "same"
+
+
+def test_an_order_that_nothing_speaks_of_is_told() -> None:
+    ckpt = Checkpoint.open(GOLDEN / "gptq/w4-g128-asym-v2")
+    entries = {n: e for n, e in ckpt.entries.items() if not n.endswith("g_idx")}
+    for desc_act, told in ((None, True), (False, False)):
+        settings = {**ckpt.config["quantization_config"], "desc_act": desc_act}
+        bare = replace(with_config(ckpt, {"quantization_config": settings}), entries=entries)
+        found = detect(bare).findings(bare)
+        assert any("the columns of a group lie together" in text for text in found) is told
 
 
 def test_versions_that_contradict_each_other() -> None:
