@@ -157,6 +157,9 @@ def _inspect(
     load_lib: Annotated[
         bool, typer.Option("--load-lib", help="Ask an MLC directory's lib, which runs its code.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="What speaks for and against each source format.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
 ) -> None:
     """Say what a checkpoint or an MLC directory holds, without changing anything."""
@@ -173,7 +176,7 @@ def _inspect(
     elif isinstance(found, ArtifactReport):
         shown.artifact(found)
     else:
-        shown.checkpoint(found)
+        shown.checkpoint(found, verbose=verbose)
 
 
 def _check(given: dict[str, Any], as_json: bool) -> None:

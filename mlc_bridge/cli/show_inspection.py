@@ -9,17 +9,18 @@ from mlc_bridge.stages.inspect_artifact import ArtifactReport
 from mlc_bridge.stages.inspect_checkpoint import CheckpointReport
 
 
-def checkpoint(found: CheckpointReport) -> None:
+def checkpoint(found: CheckpointReport, *, verbose: bool = False) -> None:
+    evidence = found.evidence if verbose else {}
     show.rows(
         "checkpoint",
         [
             ("path", found.path),
             ("model type", found.model_type + ("" if found.supported else " (not supported)")),
             ("source format", found.source_format or "unknown"),
-            *((f"for {name}", "; ".join(e.supports) or None) for name, e in found.evidence.items()),
+            *((f"for {name}", "; ".join(e.supports) or None) for name, e in evidence.items()),
             *(
                 (f"against {name}", "; ".join(e.contradicts) or None)
-                for name, e in found.evidence.items()
+                for name, e in evidence.items()
             ),
             ("settings", json.dumps(found.settings) if found.settings else None),
             ("size", show.size(found.nbytes)),

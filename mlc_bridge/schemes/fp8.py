@@ -72,9 +72,13 @@ class PerTensor:
         """MLC's rounding of ``w`` ``[n, k]``, bytes included (see ``Float8.round_like_mlc``)."""
         w = w.astype(self.model_dtype)
         scale = np.ones((1, 1), np.float32)
+        largest = np.abs(w).max(initial=0)
+        if not np.isfinite(largest):  # a cast alone would make a number of NaN
+            reason = f"a weight is infinite, NaN or too large for {self.model_dtype}"
+            raise CannotExpress("weight", self.name, reason)
         if self.scaled:
-            largest = np.abs(w).max() / np.float16(self.float8.largest)
-            scale[:] = max(largest, np.float16(1 / (self.float8.largest * 512)))
+            part = largest / np.float16(self.float8.largest)
+            scale[:] = max(part, np.float16(1 / (self.float8.largest * 512)))
         codes = self.float8.round_like_mlc(w / scale)
         return QTensor(PackedArray(codes, PLAIN, w.shape), scale, None, w.shape)
 

@@ -30,15 +30,19 @@ LEFT = (
 
 def weights_said(cache: TensorCache, every_byte: bool) -> str:
     """Raises ArtifactError for the first file that is not as its digest or md5 sum says."""
-    said = f"{len(cache.records)} parameters in {len(cache.shards)} shards, lengths agree"
+    said = f"{len(cache.records)} parameters in {_shards(len(cache.shards))}, lengths agree"
     if not every_byte:
         return f"{said}; no byte was read"
     proof = cache.prove(md5=True)
     kinds = {"XXH3 digests": proof.digests, "md5 sums": proof.md5}
-    agree = [f"{kind} of {count} shards" for kind, count in kinds.items() if count]
+    agree = [f"{kind} of {_shards(count)}" for kind, count in kinds.items() if count]
     unproven = proof.shards - max(kinds.values())
-    rest = f"; {unproven} shards have neither digest nor md5 sum" if unproven else ""
+    rest = f"; neither digest nor md5 sum for {_shards(unproven)}" if unproven else ""
     return ", ".join((said, *(f"{kind} agree" for kind in agree))) + rest
+
+
+def _shards(count: int) -> str:
+    return "1 shard" if count == 1 else f"{count} shards"
 
 
 def files_said(path: Path, every_byte: bool) -> str:

@@ -247,7 +247,7 @@ def _float_layers(ckpt: Checkpoint, source: Source) -> tuple[str, ...]:
 def _fits(
     ckpt: Checkpoint, source: Source, read: Mapping[str, Seen]
 ) -> tuple[tuple[SchemeFit, ...], tuple[str, ...]]:
-    """Every scheme against every quantized layer, and why convert refuses all of them if it does.
+    """Every scheme against every quantized layer; none, and why, where convert refuses the file.
 
     A float checkpoint fits its own dtype.
     """
@@ -256,8 +256,7 @@ def _fits(
     try:
         found = survey(ckpt, source)
     except BridgeError as error:
-        why = "the checkpoint is refused, see the note"
-        return tuple(SchemeFit(s.name, False, why) for s in asked), (f"convert refuses: {error}",)
+        return (), (f"convert refuses: {error}",)
     if dense:
         own = {str(ckpt.dtype(f"{w.sources[0]}.weight")) for w in found.weights}
         return tuple(

@@ -138,7 +138,25 @@ def _from_float(arrays: Sequence[Array], scheme: Scheme, path: str) -> dict[str,
     whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
     if scheme in BY_DTYPE.values():
         return {"weight": narrow(whole, scheme.model_dtype, path)}
-    return scheme.encode(scheme.quantize(whole), path)
+    return scheme.encode(_quantized(whole, scheme, path), path)
+
+
+def _quantized(whole: Array, scheme: Scheme, path: str) -> QTensor:
+    """By the scheme's own rounding; a weight that is no number there makes its scale none."""
+    todo = None
+    try:
+        with np.errstate(all="ignore"):
+            made = scheme.quantize(whole)
+        if np.isfinite(made.scale).all():
+            return made
+        reason = f"a weight is infinite, NaN or too large for {scheme.model_dtype}"
+    except CannotExpress as error:
+        reason = error.reason
+    if reason.startswith("a weight is infinite"):
+        todo = "The float checkpoint is damaged"
+        if np.isfinite(whole).all():
+            todo = "Choose a scheme whose model dtype has the range, such as q4bf16_1"
+    raise CannotExpress(path, scheme.name, reason, todo=todo)
 
 
 def _requantized(

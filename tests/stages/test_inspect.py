@@ -158,16 +158,16 @@ def relist(artifact: Path, name: str) -> None:
 
 def test_says_what_was_compared_and_what_was_not(artifact: Path) -> None:
     assert said(artifact, "weights") == (
-        "87 parameters in 1 shards, lengths agree, XXH3 digests of 1 shards agree, "
-        "md5 sums of 1 shards agree"
+        "87 parameters in 1 shard, lengths agree, XXH3 digests of 1 shard agree, "
+        "md5 sums of 1 shard agree"
     )
     count = len([path for path in artifact.iterdir() if path.name != INVENTORY]) - 1
     assert said(artifact, "files") == f"{count} are as they were written"
     assert said(artifact, "files", md5=False) == f"{count} are listed, none was read"
     without_md5(artifact)
-    assert said(artifact, "weights").endswith("lengths agree, XXH3 digests of 1 shards agree")
+    assert said(artifact, "weights").endswith("lengths agree, XXH3 digests of 1 shard agree")
     (artifact / INVENTORY).unlink()
-    assert said(artifact, "weights").endswith("1 shards have neither digest nor md5 sum")
+    assert said(artifact, "weights").endswith("neither digest nor md5 sum for 1 shard")
     assert said(artifact, "files") == "no mlc-bridge.json: none was compared"
 
 

@@ -1,0 +1,82 @@
+"""Hostile whole checkpoints, each right or refused with its reason: what no format's test asks.
+
+Every case is a one-layer llama that the test writes itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+from recognise_cases import Example, Json, Tensors, fill, write
+from safetensors.numpy import load_file
+from tool_layouts import settings
+
+from mlc_bridge import ConvertJob, convert_weight
+from mlc_bridge.artifact.tensor_cache import read_index
+from mlc_bridge.errors import CannotExpress, SourceError
+from mlc_bridge.schemes import SCHEMES
+
+TINY: Json = {
+    "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64, "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 128, "tie_word_embeddings": False,
+}  # fmt: skip
+UP = "model.layers.0.mlp.up_proj.weight"
+ROUNDING = [name for name, scheme in SCHEMES.items() if scheme.quantizes("linear")]
+
+
+def convert(home: Path, **wish: Any) -> Any:
+    return convert_weight(ConvertJob(home, home.parent / "out", **wish))
+
+
+def floats(dtype: str = "bfloat16") -> Tensors:
+    tensors: Tensors = {}
+    fill(tensors, TINY, dtype)
+    return tensors
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6], ids=str)
+@pytest.mark.parametrize("scheme", ROUNDING)
+def test_a_weight_that_is_no_number_is_named(scheme: str, value: float, tmp_path: Path) -> None:
+    """Rounded where the scheme's numbers reach that far; never codes of an infinite scale."""
+    tensors, layer = floats(), "model.layers.0.mlp.gate_up_proj"
+    tensors[UP][3, 5] = bfloat16(value)
+    home = write(tmp_path / "model", tensors, TINY)
+    reaches = SCHEMES[scheme].model_dtype != "float16" or scheme.endswith("row_scale")
+    if not (np.isfinite(value) and reaches):
+        with pytest.raises(CannotExpress, match=f"^{layer}: .*cannot hold"):
+            convert(home, quantization=scheme)
+        return
+    convert(home, quantization=scheme)
+    cache = read_index(tmp_path / "out")
+    suffixes = SCHEMES[scheme].params(1024, 256)
+    params = {suffix: cache.array(f"{layer}.{suffix}") for suffix in suffixes}
+    got = SCHEMES[scheme].decode(params).dequantize()[512 + 3, 5]
+    assert got == pytest.approx(value, rel=0.1)
+
+
+MULTIMODAL = ("language_model.model.", "model.language_model.", "transformer.model.")
+
+
+@pytest.mark.parametrize("prefix", MULTIMODAL)
+def test_the_text_part_of_a_larger_model(prefix: str, tmp_path: Path) -> None:
+    """Refused by its names; renamed as the message says, it converts."""
+    example = Example()
+    inner = {k: v for k, v in example.config.items() if k != "quantization_config"}
+    config = {
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": inner, "quantization_config": settings("autoawq", 128),
+    }  # fmt: skip
+    moved = {n.replace("model.", prefix, 1): a for n, a in example.tensors().items()}
+    moved["vision_tower.norm.weight"] = np.ones(4, np.float16)
+    home = write(tmp_path / "whole", moved, config)
+    with pytest.raises(SourceError, match=f"begin with model. in place of {prefix}, without") as e:
+        convert(home)
+    assert "fetch" not in str(e.value).lower()
+    stored = load_file(home / "model.safetensors")
+    back = {n.replace(prefix, "model."): a for n, a in stored.items() if "vision" not in n}
+    assert convert(write(tmp_path / "text", back, config)).quantization == "q4f16_autoawq"
