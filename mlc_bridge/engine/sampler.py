@@ -8,7 +8,7 @@
     4. temperature           0 takes the largest logit; else x = logits / temperature
     5. top_k, top_p, min_p   in this order, each on what the one before left: the k most likely; the
                              fewest whose sum reaches top_p; those of at least min_p * the largest
-    6. draw                  argmax(x - log E), E exponential noise for every token id (Gumbel-max:
+    6. draw                  argmax(x - log(-log u)), u uniform for every token id (Gumbel-max:
                              exactly a draw from softmax(x))
 
 The noise depends on (seed, position in the answer) alone. Where two runs of the same tokens round
@@ -29,7 +29,9 @@ import numpy as np
 
 from mlc_bridge.packing import Array
 
-_TINY = np.float32(1e-30)
+_STEP = np.float32(2**-24)  # of a uniform float32 in [0, 1)
+# The noise lies between -log(24 log 2) and 24 log 2: nothing this far below the best can win.
+_REACH = np.float32(20)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, seed: int | None = None) -> None:
         self.sampling = sampling
-        self._seed = secrets.randbits(64) if seed is None else seed % 2**64
+        self._noise = Noise(secrets.randbits(64) if seed is None else seed % 2**64)
         self._position = 0
         self._counts: dict[int, int] = {}
         self._bias = _sparse(sampling.logit_bias)
@@ -78,7 +80,7 @@ class Sampler:
         allowed, ``forbidden`` are further ids that must not come.
         """
         logits = self._adjusted(logits, mask, forbidden)
-        token = choose(logits, self.sampling, self._seed, self._position)
+        token = choose(logits, self.sampling, self._noise, self._position)
         self._position += 1
         if self.sampling.has_penalty:
             self._counts[token] = self._counts.get(token, 0) + 1
@@ -106,22 +108,31 @@ class Sampler:
         return logits
 
 
-def choose(logits: Array, sampling: Sampling, seed: int, position: int) -> int:
+class Noise:
+    """Uniform numbers for (position, token id), the same wherever they are asked for."""
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.Philox(key=seed)
+        self._random = np.random.Generator(self._bits)
+        self._state = self._bits.state
+
+    def at(self, position: int, size: int) -> Array:
+        """float32 ``[size]``; positions are far apart in Philox's 256-bit counter."""
+        self._state["state"]["counter"][:] = (0, 0, 0, position)
+        self._bits.state = self._state
+        return self._random.random(size, dtype=np.float32)
+
+
+def choose(logits: Array, sampling: Sampling, noise: Noise, position: int) -> int:
     """One token id from ``logits`` ``[vocab]``."""
     if sampling.temperature < 1e-5 or sampling.top_p == 0 or sampling.top_k == 1:
         return int(logits.argmax())
     x = logits / np.float32(sampling.temperature)
-    kept = _kept(x, sampling)
-    noise = np.log(np.maximum(_noise(seed, position, x.size), _TINY))
-    if kept is None:
-        return int((x - noise).argmax())
-    return int(kept[(x[kept] - noise[kept]).argmax()])
-
-
-def _noise(seed: int, position: int, size: int) -> Array:
-    """Standard exponential numbers; positions are far apart in Philox's 256-bit counter."""
-    random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, position]))
-    return random.standard_exponential(size, dtype=np.float32)
+    ids = _kept(x, sampling)
+    if ids is None:
+        ids = np.flatnonzero(x >= x.max() - _REACH)
+    u = np.maximum(noise.at(position, x.size)[ids], _STEP)
+    return int(ids[(x[ids] - np.log(-np.log(u))).argmax()])
 
 
 def softmax(logits: Array) -> Array:
@@ -161,7 +172,7 @@ def _falling(p: Array, s: Sampling) -> Array:
         ids = np.sort(np.argpartition(-p, s.top_k - 1)[: s.top_k])
         return ids[np.argsort(-p[ids], kind="stable")]
     # Tokens below (1 - top_p) / vocab cannot sum up to what may be cut; mostly fewer will do.
-    for cutoff in (s.top_p / 1024, (1 - s.top_p) / p.size, 0.0):
+    for cutoff in (0.01, s.top_p / 1024, (1 - s.top_p) / p.size, 0.0):
         ids = np.flatnonzero(p >= cutoff)
         if p[ids].sum() >= s.top_p:
             break

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlc_bridge.engine.sampler import Sampler, Sampling, choose, logprobs_of, softmax
+from mlc_bridge.engine.sampler import Noise, Sampler, Sampling, choose, logprobs_of, softmax
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 0.5, 2.5], np.float32)
 DRAWS = 20_000
@@ -21,8 +21,8 @@ def exact(logits: np.ndarray) -> np.ndarray:
 
 
 def frequencies(temperature: float, top_p: float, **more: Any) -> np.ndarray:
-    sampling = Sampling(temperature=temperature, top_p=top_p, **more)
-    draws = [choose(LOGITS, sampling, 7, position) for position in range(DRAWS)]
+    sampling, noise = Sampling(temperature=temperature, top_p=top_p, **more), Noise(7)
+    draws = [choose(LOGITS, sampling, noise, position) for position in range(DRAWS)]
     return np.bincount(draws, minlength=len(LOGITS)) / DRAWS
 
 
@@ -38,6 +38,35 @@ def test_draws_follow_the_cut_distribution(temperature: float, top_p: float) -> 
     sigma = np.sqrt(wanted * (1 - wanted) / DRAWS)
     assert (np.abs(found - wanted) <= 4.5 * sigma).all()
     assert (found[wanted == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ({"top_k": 2}, [1, 5]),
+        ({"top_k": 3, "top_p": 0.6}, [1, 5]),
+        ({"min_p": 0.3}, [1, 2, 5]),
+        ({"min_p": 0.99}, [1]),
+        ({"top_k": 100, "min_p": 0.0}, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_other_cuts(cut: dict[str, Any], kept: list[int]) -> None:
+    p = exact(LOGITS)
+    wanted = np.zeros_like(p)
+    wanted[kept] = p[kept] / p[kept].sum()
+    found = frequencies(1.0, **{"top_p": 1.0, **cut})
+    assert (np.abs(found - wanted) <= 4.5 * np.sqrt(wanted * (1 - wanted) / DRAWS) + 1e-9).all()
+    assert set(np.flatnonzero(found)) == set(kept)
+
+
+def test_noise_depends_on_seed_and_position_alone() -> None:
+    one, other = Noise(3), Noise(3)
+    later = one.at(5, 100)
+    one.at(0, 7)
+    assert (one.at(5, 100) == later).all()
+    assert (other.at(5, 50) == later[:50]).all()
+    assert (other.at(6, 100) != later).all()
+    assert (Noise(4).at(5, 100) != later).all()
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.5)])
