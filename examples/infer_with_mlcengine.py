@@ -20,14 +20,14 @@ def open_engine(kind: str, model: str, model_lib: str | None, device: str) -> An
 
         return MLCEngine(model, device, model_lib=model_lib)
     try:
-        from mlc_llm import MLCEngine
+        from mlc_llm import MLCEngine as TheirEngine
     except ImportError:
         sys.exit(
             "--engine mlc_llm needs MLC LLM's own wheels, in an environment without apache-tvm; "
             "`mlc-bridge doctor` says where they are"
         )
     lib = model_lib or str(Path(model) / "lib.so")
-    return MLCEngine(model, device=device, model_lib=lib, mode="local")
+    return TheirEngine(model, device=device, model_lib=lib, mode="local")
 
 
 def main() -> None:

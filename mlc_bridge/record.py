@@ -22,7 +22,11 @@ class Record:
 
     def to_json(self, indent: int | None = 2) -> str:
         """All fields, nested records too."""
-        return TypeAdapter(type(self)).dump_json(self, indent=indent).decode()
+        return (
+            TypeAdapter(type(self))
+            .dump_json(self, indent=indent, by_alias=True, fallback=str)
+            .decode()
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

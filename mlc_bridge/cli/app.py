@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,8 @@ from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
 from mlc_bridge.cli.flags import job_command
 from mlc_bridge.cli.progress import Bars
 from mlc_bridge.cli.spelling import Commands, JobCommand
-from mlc_bridge.errors import ArtifactError
+from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.record import Record
 from mlc_bridge.stages.bench import BenchJob, bench
 from mlc_bridge.stages.build import BuildJob, build, by_backend
 from mlc_bridge.stages.calibrate import CalibrateJob, calibrate
@@ -224,3 +226,28 @@ def _doctor(
         show.as_json(found)
         return
     reports.diagnosis(found)
+
+
+@app.command("schema", cls=JobCommand)
+@guarded
+def _schema(
+    name: Annotated[
+        str | None, typer.Argument(help="A job or report: BuildJob, BuildReport ...")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a job or report; without a name list them."""
+    import mlc_bridge
+
+    kinds = {
+        word: kind
+        for word in mlc_bridge.__all__
+        if isinstance(kind := getattr(mlc_bridge, word), type)
+        and is_dataclass(kind)
+        and issubclass(kind, Record)
+    }
+    if name is None:
+        show.as_json(sorted(kinds))
+    elif name not in kinds:
+        raise ConfigError("no such job or report", found=name, expected=", ".join(sorted(kinds)))
+    else:
+        show.as_json(kinds[name].json_schema())

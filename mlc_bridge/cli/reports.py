@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mlc_bridge.cli import show
 from mlc_bridge.stages.bench import BenchReport
-from mlc_bridge.stages.build import BuildPlan, BuildReport
+from mlc_bridge.stages.build import BuildReport
+from mlc_bridge.stages.build_plan import BuildPlan
 from mlc_bridge.stages.calibrate import CalibrateReport
 from mlc_bridge.stages.convert_weight import ConvertReport
 from mlc_bridge.stages.doctor import Diagnosis

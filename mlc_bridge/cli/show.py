@@ -12,6 +12,8 @@ from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.text import Text
 
+from mlc_bridge.record import Record
+
 SIZES = {"nbytes": "size", "checkpoint_nbytes": "in the checkpoint"}
 console = Console(highlight=False, soft_wrap=True)
 
@@ -66,7 +68,10 @@ def report(title: str, found: Any) -> None:
 
 def as_json(found: Any) -> None:
     """A report whole, for other programs."""
-    print(json.dumps(to_jsonable_python(found, fallback=str), indent=2))
+    if isinstance(found, Record):
+        print(found.to_json())
+    else:
+        print(json.dumps(to_jsonable_python(found, fallback=str), indent=2))
 
 
 def size(nbytes: float) -> str:

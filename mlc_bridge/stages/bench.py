@@ -27,13 +27,15 @@ from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.models import MODELS
+from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.located import located
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 
 
 @dataclass(frozen=True)
-class BenchJob:
+class BenchJob(Record):
     """``batch``: sequences in the second decode measurement (1 leaves it out)."""
 
     model_dir: wishes.ArtifactPath
@@ -47,24 +49,25 @@ class BenchJob:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(Record):
     """Tokens per second: slowest, median, fastest run; ``read`` in GB/s at the median."""
 
-    name: str
-    min: float
-    median: float
-    max: float
-    read: float | None = None
+    name: Annotated[str, "What was measured."]
+    min: Annotated[float, "Tokens per second, slowest run."]
+    median: Annotated[float, "Tokens per second, median run."]
+    max: Annotated[float, "Tokens per second, fastest run."]
+    read: Annotated[float | None, "Weights read at the median, GB/s."] = None
 
 
 @dataclass(frozen=True)
-class BenchReport:
-    threads: int
-    device: str
-    nbytes: int
-    speeds: tuple[Speed, ...]
+class BenchReport(Record):
+    threads: Annotated[int, "Threads that ran the kernels."]
+    device: Annotated[str, "Device that ran them."]
+    nbytes: Annotated[int, "Bytes of weights read for one token."]
+    speeds: Annotated[tuple[Speed, ...], "Every measurement."]
 
 
+@logged
 def bench(job: BenchJob, progress: Progress = silent) -> BenchReport:
     """Measure. Raises what the artifact and the engine raise."""
     job = located(job)

@@ -13,10 +13,11 @@ gen-config, convert and compile in the calibrating form, ``calibrate``, then com
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,7 +31,9 @@ from mlc_bridge.artifact.tensor_cache import WRITTEN, read_index
 from mlc_bridge.artifact.tokenizer_files import COPIED
 from mlc_bridge.artifact.workspace import Workspace, refuse_overlap
 from mlc_bridge.errors import ArtifactError, BridgeError, ConfigError
+from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.build_plan import BuildPlan, build_plan
 from mlc_bridge.stages.calibrate import (
     CALIBRATED,
     CALIBRATING,
@@ -39,7 +42,7 @@ from mlc_bridge.stages.calibrate import (
     CalibrateReport,
     calibrate,
 )
-from mlc_bridge.stages.calibration_report import REPORTS
+from mlc_bridge.stages.calibration_report import HTML_NAME, REPORTS
 from mlc_bridge.stages.compile import (
     CompileJob,
     CompileReport,
@@ -53,6 +56,8 @@ from mlc_bridge.stages.convert_weight import (
     plan_weights,
 )
 from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
+from mlc_bridge.stages.history import remember
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import Recognised
 
@@ -61,7 +66,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class BuildJob:
+class BuildJob(Record):
     """The three stages' wishes; see ``GenConfigJob``, ``ConvertJob`` and ``CompileJob``."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -111,39 +116,19 @@ class BuildJob:
 
 
 @dataclass(frozen=True)
-class BuildPlan:
-    """What ``build`` is about to do, from headers and config alone; sizes in bytes."""
-
-    model: Path
-    output: Path
-    model_type: str
-    source_format: str
-    quantization: str
-    conv_template: str
-    prompts_proven_equal: int
-    n_params: int
-    nbytes: int
-    checkpoint_nbytes: int
-    bits_per_weight: float
-    float_layers: tuple[str, ...]
-    context_window_size: int
-    device: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class BuildReport:
+class BuildReport(Record):
     """The reports of the stages and what they cost: ``times`` in seconds by stage."""
 
-    output: Path
-    plan: BuildPlan
-    config: GenConfigReport
-    convert: ConvertReport
-    compile: CompileReport
-    calibrate: CalibrateReport | None
-    times: dict[str, float]
+    output: Annotated[Path, "Directory written."]
+    plan: Annotated[BuildPlan, "What was announced before the long work."]
+    config: Annotated[GenConfigReport, "Report of gen-config."]
+    convert: Annotated[ConvertReport, "Report of convert."]
+    compile: Annotated[CompileReport, "Report of compile."]
+    calibrate: Annotated[CalibrateReport | None, "Report of calibrate, where there was data."]
+    times: Annotated[dict[str, float], "Seconds by stage."]
 
 
+@logged
 def build(
     job: BuildJob,
     progress: Progress = silent,
@@ -155,6 +140,52 @@ def build(
     directory; the output is then as it was.
     """
     times: dict[str, float] = {}
+    _check_wishes(job)
+    with _published(job) as work:
+        first = work / "calibrating" if job.calibration_dataset else work
+        config, converted, told = _weights(job, first, times, progress, announce)
+        calibrated = None
+        if job.calibration_dataset:
+            calibrated = _calibrate(job, first, work, times, progress)
+            shutil.rmtree(first)
+        _check_scales(work)
+        with _timed(times, "compile"):
+            compiled = _compile(job, work, progress)
+    measured = {k: v for k, v in times.items() if not (k == "compile" and compiled.cached)}
+    remember(told.model_type, told.quantization, told.nbytes, measured)
+    return BuildReport(
+        **_at_home(job, plan=told, config=config, convert=converted, compile=compiled,
+                   calibrate=calibrated),
+        times=times,
+    )  # fmt: skip
+
+
+def plan(job: BuildJob, progress: Progress = silent) -> BuildPlan:
+    """What ``build`` would do, and all that it would refuse before its long work.
+
+    Nothing is written at the output. Raises what ``build`` raises.
+    """
+    _check_wishes(job)
+    refuse_overlap(Path(job.output), job.model_dir, job.source)
+    with tempfile.TemporaryDirectory(prefix="mlc-bridge-plan-") as work:
+        return _planned(job, Path(work), {}, progress)[2]
+
+
+def _at_home(job: BuildJob, **reports: Any) -> dict[str, Any]:
+    """The reports with the paths that are true after publication."""
+    output = Path(job.output)
+    places = {"config": {"output": output}, "convert": {"output": output},
+              "compile": {"path": output / LIB_NAME},
+              "calibrate": {"output": output, "page": output / HTML_NAME}}  # fmt: skip
+    moved = {
+        name: replace(report, **places[name]) if report is not None and name in places else report
+        for name, report in reports.items()
+    }
+    return {"output": output, **moved}
+
+
+def _check_wishes(job: BuildJob) -> None:
+    """What would else end a build late."""
     if job.calibration_dataset and job.quantization != CALIBRATED:
         raise ConfigError(
             "--calibration-dataset is of no use to this scheme",
@@ -164,17 +195,6 @@ def build(
         )
     if job.backend in (None, "embedded"):
         check_toolchain(job.device, job.target, job.host)
-    with _published(job) as work:
-        first = work / "calibrating" if job.calibration_dataset else work
-        config, converted, plan = _weights(job, first, times, progress, announce)
-        calibrated = None
-        if job.calibration_dataset:
-            calibrated = _calibrate(job, first, work, times, progress)
-            shutil.rmtree(first)
-        _check_scales(work)
-        with _timed(times, "compile"):
-            compiled = _compile(job, work, progress)
-    return BuildReport(Path(job.output), plan, config, converted, compiled, calibrated, times)
 
 
 def _weights(
@@ -185,6 +205,17 @@ def _weights(
     announce: Callable[[BuildPlan], None],
 ) -> tuple[GenConfigReport, ConvertReport, BuildPlan]:
     """Config and weights, with the plan announced between the two."""
+    config, convert, told = _planned(job, work, times, progress)
+    announce(told)
+    with _timed(times, "convert"):
+        converted = by_backend(job.backend, convert_weight)(convert, progress)
+    return config, converted, told
+
+
+def _planned(
+    job: BuildJob, work: Path, times: dict[str, float], progress: Progress
+) -> tuple[GenConfigReport, ConvertJob, BuildPlan]:
+    """The config, what is to be converted, and the plan."""
     scheme = CALIBRATING if job.calibration_dataset else job.quantization
     with _timed(times, "gen-config"):
         wish = _part(GenConfigJob, job, output=work, quantization=scheme)
@@ -192,11 +223,8 @@ def _weights(
         convert = _part(ConvertJob, job, output=work, quantization=config.config.quantization)
         found = plan_weights(convert)
         _check_dataset(job, found)
-        plan = _plan(job, config, found)
-    announce(plan)
-    with _timed(times, "convert"):
-        converted = by_backend(job.backend, convert_weight)(convert, progress)
-    return config, converted, plan
+        told = build_plan(Path(job.output), job.target or job.device, config, found)
+    return config, convert, told
 
 
 def _calibrate(
@@ -261,26 +289,6 @@ def _part(kind: Any, job: BuildJob, **other: Any) -> Any:
     own = {f.name for f in fields(job)}
     shared = {f.name: getattr(job, f.name) for f in fields(kind) if f.name in own}
     return kind(**{**shared, **other})
-
-
-def _plan(job: BuildJob, config: GenConfigReport, plan: Recognised) -> BuildPlan:
-    return BuildPlan(
-        model=plan.ckpt.path,
-        output=Path(job.output),
-        model_type=plan.arch.name,
-        source_format=plan.source.name,
-        quantization=plan.scheme.name,
-        conv_template=config.config.conv_template.name or "unnamed",
-        prompts_proven_equal=config.prompts_proven_equal,
-        n_params=len(plan.specs),
-        nbytes=plan.nbytes,
-        checkpoint_nbytes=plan.checkpoint_nbytes,
-        bits_per_weight=plan.nbytes * 8 / plan.elements,
-        float_layers=tuple(plan.config.float_layers),
-        context_window_size=config.config.context_window_size,
-        device=job.target or job.device,
-        notes=config.notes,
-    )
 
 
 @contextmanager

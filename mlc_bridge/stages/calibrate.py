@@ -36,6 +36,7 @@ from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.engine.tokenizer import Tokenizer
 from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.calibration_data import Sample, draw, read_records, tokenize
 from mlc_bridge.stages.calibration_report import (
@@ -53,6 +54,7 @@ from mlc_bridge.stages.calibration_run import (
     observing,
 )
 from mlc_bridge.stages.located import located
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.observers import OBSERVERS, Fit, Histogram, fit, scale_of
 from mlc_bridge.stages.progress import Progress, silent
 
@@ -64,7 +66,7 @@ WRITES = (CONFIG_NAME, *COPIED, *REPORTS, *WRITTEN)
 
 
 @dataclass(frozen=True)
-class CalibrateJob:
+class CalibrateJob(Record):
     """``model_lib`` is the lib compiled for calibration; ``dataset`` see ``calibration_data.py``.
 
     ``mode``: "forced" runs prompts and given answers (fast), "generate" lets the model answer.
@@ -89,17 +91,17 @@ class CalibrateJob:
 
 
 @dataclass(frozen=True)
-class CalibrateReport:
+class CalibrateReport(Record):
     """What was written: ``layers`` in the order of the weights; ``page`` is the HTML report."""
 
-    output: Path
-    observer: str
-    samples: int
-    tokens: int
-    layers: tuple[LayerReport, ...]
-    findings: tuple[str, ...]
-    page: Path | None
-    seconds: float
+    output: Annotated[Path, "Directory written."]
+    observer: Annotated[str, "How scales were read off."]
+    samples: Annotated[int, "Samples that were run."]
+    tokens: Annotated[int, "Tokens that were run."]
+    layers: Annotated[tuple[LayerReport, ...], "Every layer, in the order of the weights."]
+    findings: Annotated[tuple[str, ...], "What the user should know."]
+    page: Annotated[Path | None, "The same as an HTML page."]
+    seconds: Annotated[float, "Time it took."]
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Plan:
         return sum(len(sample.ids) for sample in self.samples)
 
 
+@logged
 def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport:
     """Calibrate ``job.model_dir`` into ``job.output``.
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from html import escape
 from math import log10
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mlc_bridge.artifact.chat_config import write_text
+from mlc_bridge.record import Record
 from mlc_bridge.schemes.float8 import E4M3
 from mlc_bridge.stages.observers import Fit
 
@@ -30,16 +31,15 @@ _STYLE = (
 
 
 @dataclass(frozen=True)
-class LayerReport:
+class LayerReport(Record):
     """One layer's input: the largest |x| seen, the scale chosen, and what every observer offers."""
 
-    layer: str
-    values: int
-    amax: float
-    chosen: Fit
-    observers: Mapping[str, Fit]
-    wrong: str = ""
-    """Why the layer looks wrong, or empty."""
+    layer: Annotated[str, "MLC path of the layer."]
+    values: Annotated[int, "Inputs seen."]
+    amax: Annotated[float, "Largest |x| seen."]
+    chosen: Annotated[Fit, "The scale that was written."]
+    observers: Annotated[Mapping[str, Fit], "What every observer offers."]
+    wrong: Annotated[str, "Why the layer looks wrong, or empty."] = ""
 
 
 def write_report(directory: Path, run: Mapping[str, Any], layers: Sequence[LayerReport]) -> None:

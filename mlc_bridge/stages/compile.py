@@ -32,9 +32,11 @@ from mlc_bridge.errors import CompileError, ConfigError, MissingDependency
 from mlc_bridge.hub_id import is_remote
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.arch import parameters
+from mlc_bridge.record import Record
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.located import located
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ COMPILER = [PACKAGE / room for room in ("models", "schemes", "compiler")]
 
 
 @dataclass(frozen=True)
-class CompileJob:
+class CompileJob(Record):
     """``model_dir`` is an artifact directory; the limits default to those of its config.
 
     With ``cache`` a library of an equal build is copied from the user's cache directory and a new
@@ -79,17 +81,15 @@ class CompileJob:
 
 
 @dataclass(frozen=True)
-class CompileReport:
-    path: Path
-    target: str
-    size: int
-    """Bytes of the library."""
-    seconds: float
-    memory_usage: dict[str, int]
-    """Function -> bytes of working memory planned for it."""
-    fingerprint: str
-    cached: bool = False
-    notes: tuple[str, ...] = ()
+class CompileReport(Record):
+    path: Annotated[Path, "Library written."]
+    target: Annotated[str, "What it was compiled for, as TVM's JSON."]
+    size: Annotated[int, "Bytes of the library."]
+    seconds: Annotated[float, "Time it took."]
+    memory_usage: Annotated[dict[str, int], "Function -> bytes of working memory planned for it."]
+    fingerprint: Annotated[str, "Hash of the graph; that of the weights it fits."]
+    cached: Annotated[bool, "Whether it came from the user's cache."] = False
+    notes: Annotated[tuple[str, ...], "What the user should know."] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class CompilePlan:
         return build_key(described, [*COMPILER, *_schedules(), *own])
 
 
+@logged
 def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport:
     """Compile the model of an artifact directory.
 

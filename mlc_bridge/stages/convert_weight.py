@@ -24,8 +24,10 @@ from mlc_bridge.artifact.tensor_cache import ShardWriter
 from mlc_bridge.artifact.workspace import WEIGHTS_WORK, refuse_overlap
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.packing import Array
+from mlc_bridge.record import Record
 from mlc_bridge.schemes import Spec
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import Recognised, recognise
 from mlc_bridge.stages.requantize import Requantize
@@ -44,7 +46,7 @@ MD5_BELOW = 256 << 20
 
 
 @dataclass(frozen=True)
-class ConvertJob:
+class ConvertJob(Record):
     """What to convert; ``source`` names weights that lie elsewhere than ``model_dir``'s config.
 
     ``md5``: write md5 sums, which MLC's downloader compares where they are (no runtime does). They
@@ -61,27 +63,29 @@ class ConvertJob:
 
 
 @dataclass(frozen=True)
-class ConvertReport:
+class ConvertReport(Record):
     """What was written: ``sizes`` in bytes by kind of weight, ``weights`` in logical elements.
 
     ``checkpoint_nbytes``: the same weights as the checkpoint stores them.
     """
 
-    output: Path
-    model_type: str
-    source_format: str
-    quantization: str
-    fingerprint: str
-    n_params: int
-    nbytes: int
-    checkpoint_nbytes: int
-    sizes: Mapping[str, int]
-    weights: int
-    scales_rounded: int
-    float_layers: tuple[str, ...]
-    requantized: tuple[LayerError, ...]
-    findings: tuple[str, ...]
-    seconds: float
+    output: Annotated[Path, "Directory written."]
+    model_type: Annotated[str, "Architecture."]
+    source_format: Annotated[str, "Format found in the checkpoint."]
+    quantization: Annotated[str, "Scheme written."]
+    fingerprint: Annotated[str, "Hash of the graph that these weights fit."]
+    n_params: Annotated[int, "Parameters (arrays) written."]
+    nbytes: Annotated[int, "Bytes of all parameters."]
+    checkpoint_nbytes: Annotated[int, "Bytes of the same weights in the checkpoint."]
+    sizes: Annotated[Mapping[str, int], "Bytes by kind of weight."]
+    weights: Annotated[int, "Logical elements of the float model."]
+    scales_rounded: Annotated[int, "Scales that float16 does not hold exactly."]
+    float_layers: Annotated[tuple[str, ...], "Linear layers left in float."]
+    requantized: Annotated[
+        tuple[LayerError, ...], "What rounding cost, layer by layer; empty where all is exact."
+    ]
+    findings: Annotated[tuple[str, ...], "What the user should know."]
+    seconds: Annotated[float, "Time it took."]
 
     @property
     def bits_per_weight(self) -> float:
@@ -99,6 +103,7 @@ def plan_weights(job: ConvertJob) -> Recognised:
     )
 
 
+@logged
 def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertReport:
     """Convert the weights of a checkpoint into ``job.output``.
 

@@ -15,10 +15,11 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mlc_bridge.compiler.linker import find_linker
 from mlc_bridge.errors import CompileError
+from mlc_bridge.record import Record
 
 MODULES = {  # distribution names that ship the module
     "apache-tvm": ("apache-tvm",),
@@ -43,27 +44,27 @@ print(json.dumps({"version": tvm.__version__, "cuda": cuda.device_name if cuda.e
 
 
 @dataclass(frozen=True)
-class Package:
-    name: str
-    version: str | None
+class Package(Record):
+    name: Annotated[str, "Package."]
+    version: Annotated[str | None, "Its version; none where it is not installed."]
 
 
 @dataclass(frozen=True)
-class Ability:
+class Ability(Record):
     """Something mlc-bridge does; ``todo`` says what to install where it does not work."""
 
-    name: str
-    works: bool
-    todo: str | None = None
+    name: Annotated[str, "What it is."]
+    works: Annotated[bool, "Whether it works here."]
+    todo: Annotated[str | None, "What to do where it does not."] = None
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    packages: tuple[Package, ...]
-    machine: dict[str, str]
-    devices: dict[str, str]
-    abilities: tuple[Ability, ...]
-    conflicts: tuple[str, ...]
+class Diagnosis(Record):
+    packages: Annotated[tuple[Package, ...], "Packages of interest."]
+    machine: Annotated[dict[str, str], "What the machine has."]
+    devices: Annotated[dict[str, str], "What TVM finds."]
+    abilities: Annotated[tuple[Ability, ...], "What works."]
+    conflicts: Annotated[tuple[str, ...], "What is wrong with the installation."]
 
 
 def examine() -> Diagnosis:

@@ -22,7 +22,9 @@ from mlc_bridge.artifact.conversation import Conversation, template
 from mlc_bridge.artifact.tokenizer_files import COPIED, TokenizerFiles
 from mlc_bridge.artifact.workspace import Workspace, refuse_overlap, told
 from mlc_bridge.errors import ConfigError
+from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import (
     Model,
@@ -36,7 +38,7 @@ from mlc_bridge.stages.recognise import (
 
 
 @dataclass(frozen=True)
-class GenConfigJob:
+class GenConfigJob(Record):
     """What to write where; sizes are in tokens, None means the checkpoint's own value."""
 
     model_dir: wishes.CheckpointPath
@@ -67,17 +69,18 @@ class GenConfigJob:
 
 
 @dataclass(frozen=True)
-class GenConfigReport:
+class GenConfigReport(Record):
     """What was written: the config, the tokenizer files, and what the user should know."""
 
-    output: Path
-    config: ChatConfig
-    source: str | None
-    prompts_proven_equal: int
-    files: tuple[str, ...]
-    notes: tuple[str, ...]
+    output: Annotated[Path, "Directory written."]
+    config: Annotated[ChatConfig, "What mlc-chat-config.json says."]
+    source: Annotated[str | None, "Source format of the weights; none without weights."]
+    prompts_proven_equal: Annotated[int, "Prompts equal to those of the checkpoint's own template."]
+    files: Annotated[tuple[str, ...], "Tokenizer files written."]
+    notes: Annotated[tuple[str, ...], "What the user should know."]
 
 
+@logged
 def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigReport:
     """Write the config and tokenizer files of ``job.output``.
 

@@ -29,16 +29,18 @@ from mlc_bridge.engine.library import (
     open_library,
 )
 from mlc_bridge.errors import ArtifactError, BridgeError
+from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.check_bytes import files_said, weights_said
 from mlc_bridge.stages.located import located
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class CheckJob:
+class CheckJob(Record):
     """``model_dir``: an MLC directory; ``md5`` reads every byte that has a digest or md5 sum."""
 
     model_dir: wishes.ArtifactPath
@@ -49,18 +51,18 @@ class CheckJob:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Record):
     """One question; ``detail`` is the answer or the reason of the failure."""
 
-    name: str
-    passed: bool
-    detail: str
+    name: Annotated[str, "What was asked."]
+    passed: Annotated[bool, "Whether it holds."]
+    detail: Annotated[str, "The answer, or the reason of the failure."]
 
 
 @dataclass(frozen=True)
-class CheckReport:
-    model_dir: Path
-    checks: tuple[Check, ...]
+class CheckReport(Record):
+    model_dir: Annotated[Path, "Directory that was checked."]
+    checks: Annotated[tuple[Check, ...], "Every question with its answer."]
 
     @property
     def passed(self) -> bool:
@@ -68,21 +70,23 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class ArtifactReport:
+class ArtifactReport(Record):
     """What an MLC directory holds; ``dtypes`` is dtype -> (parameters, bytes on disk)."""
 
-    path: Path
-    model_type: str | None
-    quantization: str | None
-    conv_template: str | None
-    context_window_size: int | None
-    n_params: int
-    nbytes: int
-    bits_per_param: float | None
-    dtypes: Mapping[str, tuple[int, int]]
-    fingerprints: Mapping[str, str | None]
-    lib: Mapping[str, Any]
-    findings: tuple[str, ...]
+    path: Annotated[Path, "Directory."]
+    model_type: Annotated[str | None, "Architecture."]
+    quantization: Annotated[str | None, "Scheme."]
+    conv_template: Annotated[str | None, "Conversation template."]
+    context_window_size: Annotated[int | None, "Tokens of prompt and answer together."]
+    n_params: Annotated[int, "Parameters (arrays)."]
+    nbytes: Annotated[int, "Bytes of all parameters."]
+    bits_per_param: Annotated[float | None, "Bits for each logical weight, scales included."]
+    dtypes: Annotated[Mapping[str, tuple[int, int]], "dtype -> (parameters, bytes on disk)."]
+    fingerprints: Annotated[
+        Mapping[str, str | None], "Graph's hash in config, weights and library."
+    ]
+    lib: Annotated[Mapping[str, Any], "What the library says of itself, without its parameters."]
+    findings: Annotated[tuple[str, ...], "What is missing or unreadable."]
 
 
 def is_artifact(model: str | Path) -> bool:
@@ -128,6 +132,7 @@ def inspect_artifact(directory: str | Path, *, load_lib: bool = False) -> Artifa
     )
 
 
+@logged
 def check_artifact(job: CheckJob, progress: Progress = silent) -> CheckReport:
     """Everything an engine needs, each with its answer; never raises for what it finds."""
     job = located(job)

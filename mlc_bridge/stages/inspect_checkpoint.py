@@ -23,11 +23,13 @@ from mlc_bridge.errors import BridgeError, UnknownFormat
 from mlc_bridge.models import MODELS
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
+from mlc_bridge.record import Record
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.sources import SOURCES, Checkpoint, Evidence, Source
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.choose_scheme import refusal
 from mlc_bridge.stages.kinds import kinds
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
 
@@ -35,7 +37,7 @@ CHUNK = 1 << 20  # codes counted at once
 
 
 @dataclass(frozen=True)
-class InspectJob:
+class InspectJob(Record):
     """``model_dir``: checkpoint directory, weights file, or hub id."""
 
     model_dir: wishes.CheckpointPath
@@ -89,22 +91,23 @@ class SchemeFit:
 
 
 @dataclass(frozen=True)
-class CheckpointReport:
-    path: Path
-    model_type: str
-    supported: bool
-    source_format: str | None
-    evidence: Mapping[str, Evidence]
-    settings: Mapping[str, Any]
-    nbytes: int
-    parts: tuple[Part, ...]
-    kinds: tuple[Kind, ...]
-    float_layers: tuple[str, ...]
-    codes: tuple[CodeUse, ...]
-    schemes: tuple[SchemeFit, ...]
-    findings: tuple[str, ...]
+class CheckpointReport(Record):
+    path: Annotated[Path, "Directory."]
+    model_type: Annotated[str, "Architecture that config.json names."]
+    supported: Annotated[bool, "Whether it can be converted."]
+    source_format: Annotated[str | None, "Format found; none where no source fits."]
+    evidence: Annotated[Mapping[str, Evidence], "What speaks for and against each format."]
+    settings: Annotated[Mapping[str, Any], "The checkpoint's own quantization settings."]
+    nbytes: Annotated[int, "Bytes of all tensors."]
+    parts: Annotated[tuple[Part, ...], "Tensors by name pattern."]
+    kinds: Annotated[tuple[Kind, ...], "Quantized layers that are stored alike."]
+    float_layers: Annotated[tuple[str, ...], "Linear layers left in float."]
+    codes: Annotated[tuple[CodeUse, ...], "How the layers use their codes."]
+    schemes: Annotated[tuple[SchemeFit, ...], "Which schemes hold the checkpoint exactly."]
+    findings: Annotated[tuple[str, ...], "What the user should know."]
 
 
+@logged
 def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> CheckpointReport:
     """Look at a checkpoint without converting it. Raises ``SourceError`` where it is damaged."""
     ckpt = open_checkpoint(job.model_dir)

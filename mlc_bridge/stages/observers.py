@@ -23,11 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import ml_dtypes
 import numpy as np
 
 from mlc_bridge.packing import Array
+from mlc_bridge.record import Record
 from mlc_bridge.schemes.float8 import E4M3
 
 BINS = 1 << 15
@@ -89,16 +91,13 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Record):
     """How well a scale represents what a layer saw; rates are parts of all values."""
 
-    scale: float
-    saturated: float
-    """Values that would round above 448 * scale."""
-    vanished: float
-    """Values other than 0 that become 0."""
-    error: float
-    """Mean square of x - scale * e4m3(x / scale), over the mean square of x."""
+    scale: Annotated[float, "Scale of the input."]
+    saturated: Annotated[float, "Part of all values that would round above 448 * scale."]
+    vanished: Annotated[float, "Part of all values other than 0 that become 0."]
+    error: Annotated[float, "Mean square of x - scale * e4m3(x / scale), over that of x."]
 
 
 def by_max(seen: Histogram) -> float:

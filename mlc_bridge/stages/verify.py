@@ -30,9 +30,11 @@ from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.errors import ConfigError, MissingDependency
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
+from mlc_bridge.record import Record
 from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.located import located
+from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
 
@@ -40,7 +42,7 @@ TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every P
 
 
 @dataclass(frozen=True)
-class VerifyJob:
+class VerifyJob(Record):
     """``model_dir``: an MLC directory with lib; ``checkpoint``: what it was made from.
 
     ``text``: a file to read (default: modules of the Python library); ``tokens`` of it are compared
@@ -63,17 +65,17 @@ class VerifyJob:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Record):
     """Means over ``tokens`` positions; ``kl`` in nats, ``top1`` a share of 0..1."""
 
-    tokens: int
-    kl: float
-    kl_max: float
-    top1: float
-    perplexity: float
-    reference_perplexity: float
-    logit_difference: float
-    passed: bool
+    tokens: Annotated[int, "Positions compared."]
+    kl: Annotated[float, "Mean KL divergence from the checkpoint's own answer, nats."]
+    kl_max: Annotated[float, "Largest KL divergence, nats."]
+    top1: Annotated[float, "Part of the positions with the same likeliest token."]
+    perplexity: Annotated[float, "Of the compiled model."]
+    reference_perplexity: Annotated[float, "Of the checkpoint in float32."]
+    logit_difference: Annotated[float, "Largest difference of a logit."]
+    passed: Annotated[bool, "Whether the KL divergence is small enough."]
 
 
 @dataclass
@@ -102,6 +104,7 @@ class _Sums:
         self.difference = max(self.difference, float(np.abs(ours - theirs).max()))
 
 
+@logged
 def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
     """Compare. Raises ``MissingDependency``, and what checkpoint, artifact or engine raise."""
     _require_torch()

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from mlc_bridge.errors import CannotExpress, SourceError
 from mlc_bridge.models import Weight
 from mlc_bridge.packing import Array
 from mlc_bridge.qtensor import QTensor
+from mlc_bridge.record import Record
 from mlc_bridge.schemes import Scheme
 from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES, narrow
@@ -31,17 +33,17 @@ NOTHING: Mapping[str, Encoded] = {}
 
 
 @dataclass(frozen=True)
-class LayerError:
+class LayerError(Record):
     """What re-quantizing cost one layer: |w - w'| at most, RMS of w - w', cosine of w and w'.
 
     ``relative`` is that RMS in parts of the weights' own.
     """
 
-    layer: str
-    max: float
-    rms: float
-    cosine: float
-    relative: float
+    layer: Annotated[str, "MLC path of the layer."]
+    max: Annotated[float, "Largest |w - w'|."]
+    rms: Annotated[float, "Root mean square of w - w'."]
+    cosine: Annotated[float, "Cosine of w and w'."]
+    relative: Annotated[float, "RMS of w - w' in parts of the weights' own."]
 
 
 @dataclass
