@@ -7,7 +7,8 @@ import the room); ``register`` appends one item in a running program. No name is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Protocol, TypeVar
 
@@ -66,7 +67,10 @@ class Table(Mapping[str, T]):
             return self._items[self.aliases.get(name, name)]
         except (KeyError, TypeError):  # a stranger's config may hold a list here
             raise ConfigError(
-                f"unknown name in {self.room}", found=repr(name), expected=", ".join(self._items)
+                f"unknown name in {self.room}",
+                found=repr(name),
+                expected=", ".join(self._items),
+                todo=did_you_mean(name, (*self._items, *self.aliases)),
             ) from None
 
     def __contains__(self, name: object) -> bool:
@@ -77,6 +81,12 @@ class Table(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str | None:
+    """A hint at the nearest name, if one is near."""
+    near = get_close_matches(str(name), list(known), n=1)
+    return f"Perhaps {near[0]} was meant" if near else None
 
 
 def table(room: str, *items: T, aliases: Mapping[str, str] | None = None) -> Table[T]:

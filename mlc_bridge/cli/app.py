@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +18,8 @@ from mlc_bridge.cli.spelling import Commands, JobCommand
 from mlc_bridge.errors import ArtifactError, ConfigError
 from mlc_bridge.record import Record
 from mlc_bridge.stages.bench import BenchJob, bench
-from mlc_bridge.stages.build import BuildJob, build, by_backend
+from mlc_bridge.stages.build import BuildJob, build, by_backend, plan, verdict
+from mlc_bridge.stages.build_plan import BuildPlan
 from mlc_bridge.stages.calibrate import CalibrateJob, calibrate
 from mlc_bridge.stages.compile import CompileJob, compile_model
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
@@ -44,7 +45,6 @@ app = typer.Typer(
     cls=Commands,
     help="From any quantized Hugging Face checkpoint to a compiled MLC LLM model that answers.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -87,8 +87,9 @@ def _command(
     run: Callable[[dict[str, Any], bool], None],
     doc: str,
     more: Mapping[str, str] | None = None,
+    switches: Mapping[str, str] | None = None,
 ) -> None:
-    app.command(name, cls=JobCommand)(guarded(job_command(job, run, doc, more)))
+    app.command(name, cls=JobCommand)(guarded(job_command(job, run, doc, more, switches)))
 
 
 def _stage(name: str, job: type, stage: Callable[..., Any], doc: str) -> None:
@@ -135,15 +136,32 @@ _stage(
 
 
 def _build(given: dict[str, Any], as_json: bool) -> None:
-    wanted = given.pop("model_type", "auto")
+    wanted, dry_run = given.pop("model_type", "auto"), given.pop("dry_run")
     job = BuildJob.from_recipe(given.pop("config", None), **given)
     check_model_type(job.model_dir, wanted)
+    if dry_run:
+        with Bars() as progress:
+            told = plan(job, progress)
+        show.as_json(told) if as_json else reports.dry_run(told)
+        return
     with Bars() as progress:
-        found = build(job, progress, **({} if as_json else {"announce": reports.plan}))
+
+        def announce(told: BuildPlan) -> None:
+            progress.pause()
+            reports.plan(told)
+
+        found = build(job, progress, **({} if as_json else {"announce": announce}))
     show.as_json(found) if as_json else reports.build(found)
 
 
-_command("build", BuildJob, _build, "gen-config, convert and compile in one go.", RECIPE)
+_command(
+    "build",
+    BuildJob,
+    _build,
+    "gen-config, convert and compile in one go.",
+    RECIPE,
+    {"dry_run": "Print the plan: schemes, sizes, memory, disk, time; write nothing."},
+)
 app.command("chat", cls=JobCommand)(guarded(run_model.chat))
 app.command("serve", cls=JobCommand)(guarded(run_model.serve))
 
@@ -173,6 +191,7 @@ def _inspect(
     else:
         with Bars() as progress:
             found = inspect_checkpoint(InspectJob(path, source_format, samples_only), progress)
+            found = replace(found, verdict=verdict(path, source_format))
     if as_json:
         show.as_json(found)
     elif isinstance(found, ArtifactReport):

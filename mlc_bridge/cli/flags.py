@@ -11,11 +11,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+
+import mlc_bridge
+
+# What a help text lists; the long list of templates stands in the error for a wrong one.
+CHOICES: dict[str, Callable[[], Iterable[str]]] = {
+    "quantization": lambda: ("auto", *mlc_bridge.SCHEMES),
+    "source_format": lambda: ("auto", *mlc_bridge.SOURCES, "or MLC's words"),
+}
 
 
 def job_command(
@@ -23,11 +31,13 @@ def job_command(
     run: Callable[[dict[str, Any], bool], None],
     doc: str,
     more: Mapping[str, str] | None = None,
+    switches: Mapping[str, str] | None = None,
 ) -> Callable[..., None]:
     """A typer command whose flags are the fields of ``job``; ``run`` gets those that were given.
 
     Its second argument is ``--json``, which every such command has. ``more``: further text flags
-    and their help. With ``config`` among them (a recipe) nothing else must be given.
+    and their help, ``switches`` those without a value. With ``config`` among them (a recipe)
+    nothing else must be given.
     """
     more = more or {}
     recipe = "config" in more
@@ -51,10 +61,10 @@ def job_command(
         hint = Annotated[str | None, typer.Option(_flag(name), help=text, show_default=False)]
         kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(name, kind, default=None, annotation=hint))
-    switch = Annotated[bool, typer.Option("--json", help="The whole report, for other programs.")]
-    parameters.append(
-        inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=switch)
-    )
+    for name, text in {**(switches or {}), "json": "The whole report, for other programs."}.items():
+        switch = Annotated[bool, typer.Option(_flag(name), help=text)]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=False, annotation=switch))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = doc
     return command
@@ -70,6 +80,8 @@ def _needed(field: dataclasses.Field[Any]) -> bool:
 
 def _annotation(field: dataclasses.Field[Any], hint: Any, *, first: bool) -> Any:
     hint, text = get_args(hint) if get_origin(hint) is Annotated else (hint, "")
+    if field.name in CHOICES:
+        text = f"{text} One of: {', '.join(CHOICES[field.name]())}."
     wanted = _plain(hint) | None
     if first:
         return Annotated[wanted, typer.Argument(help=text, show_default=False)]

@@ -94,6 +94,28 @@ def plan(found: BuildPlan) -> None:
     show.notes(found.notes)
 
 
+def dry_run(found: BuildPlan) -> None:
+    """The plan, every kind of weight, and what it needs."""
+    plan(found)
+    show.table(
+        ("weights", "number", "shape", "scheme", "size"),
+        [
+            (x.pattern, x.count, " x ".join(map(str, x.shape)), x.scheme, show.size(x.nbytes))
+            for x in found.layers
+        ],
+    )
+    free = f", {show.size(found.memory_free)} free" if found.memory_free is not None else ""
+    times = [f"{stage} about {seconds:.0f} s" for stage, seconds in found.seconds.items()]
+    show.rows(
+        "needs",
+        [
+            ("disk", f"{show.size(found.disk)}, {show.size(found.disk_free)} free"),
+            ("memory to run", f"{show.size(found.memory)} with a full context window{free}"),
+            ("time", ", ".join(times) or "unknown: no build was measured on this machine yet"),
+        ],
+    )
+
+
 def _target(text: str) -> str:
     """The short form of a target: kind, triple or architecture, number of CPU features."""
     try:

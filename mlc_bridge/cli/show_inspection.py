@@ -51,6 +51,7 @@ def checkpoint(found: CheckpointReport, *, verbose: bool = False) -> None:
     if found.schemes and not any(s.exact for s in found.schemes):
         show.notes(("no scheme holds it exactly: --requantize allows rounding",))
     show.notes(found.findings)
+    show.rows("verdict", [("", found.verdict)])
 
 
 def _codes(found: CheckpointReport) -> None:

@@ -171,6 +171,20 @@ def plan(job: BuildJob, progress: Progress = silent) -> BuildPlan:
         return _planned(job, Path(work), {}, progress)[2]
 
 
+def verdict(model_dir: str | Path, source_format: str = "auto") -> str:
+    """What ``build`` would do with a checkpoint, in one line."""
+    nowhere = Path(tempfile.gettempdir()) / "mlc-bridge-nowhere"
+    try:
+        found = plan(BuildJob(model_dir, nowhere, source_format=source_format))
+    except BridgeError as error:
+        return f"build would refuse: {error}"
+    template = f"template {found.conv_template}"
+    if found.prompts_proven_equal:
+        template += f" proven on {found.prompts_proven_equal} prompts"
+    size = f"{found.nbytes / 1e9:.2f} GB" if found.nbytes > 1e9 else f"{found.nbytes / 1e6:.1f} MB"
+    return f"build would take {found.quantization}, exact; {template}; {size}"
+
+
 def _at_home(job: BuildJob, **reports: Any) -> dict[str, Any]:
     """The reports with the paths that are true after publication."""
     output = Path(job.output)

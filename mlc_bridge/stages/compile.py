@@ -12,7 +12,7 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from mlc_bridge.schemes import Scheme
 
 STEPS = ("graph", "compile", "link")
+PASSES = 163  # that TVM 0.27 runs for llvm, and the code generator; a target with more stays full
 SUFFIXES = (".so", ".dylib") if sys.platform == "darwin" else (".so",)
 PACKAGE = Path(__file__).parents[1]
 COMPILER = [PACKAGE / room for room in ("models", "schemes", "compiler")]
@@ -136,11 +137,11 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
             expected=" or ".join(SUFFIXES),
         )
     check_toolchain(job.device, job.target, job.host)
-    progress(STEPS[0], 0, len(STEPS))
+    progress(STEPS[0], 0, 1)
     plan = make_plan(job)
     with _published(output, Path(job.model_dir)) as place:
         kept, notes = _made(job, plan, place, progress)
-    progress(STEPS[2], len(STEPS), len(STEPS))
+    progress(STEPS[2], 1, 1)
     return CompileReport(
         path=output,
         target=json.dumps(plan.target),
@@ -240,14 +241,44 @@ def _build(
         target = make_target(plan.target)
         unit = make_unit(plan, target)
         interrupts.check()
-        progress(STEPS[1], 1, len(STEPS))
-        executable = compile_module(unit, target, dump, interrupts.check)
+        passes = _Passes(progress, interrupts.check)
+        try:
+            executable = compile_module(unit, target, dump, passes)
+        except CompileError:
+            passes.reraise()
+            raise
         interrupts.check()
-        progress(STEPS[2], 2, len(STEPS))
+        progress(STEPS[1], PASSES, PASSES)
+        progress(STEPS[2], 0, 1)
         export(executable, output)
     finally:
         interrupts.release()
     return {"memory_usage": dict(unit.usage)}
+
+
+class _Passes:
+    """Called before every pass: counts it, and keeps what ``progress`` raised to end the stage.
+
+    TVM hands on neither kind nor text of an error raised inside it.
+    """
+
+    def __init__(self, progress: Progress, check: Callable[[], None]) -> None:
+        self._progress, self._check = progress, check
+        self._count = 0
+        self._raised: BaseException | None = None
+
+    def __call__(self) -> None:
+        self._check()
+        self._count += 1
+        try:
+            self._progress(STEPS[1], min(self._count, PASSES - 1), PASSES)
+        except BaseException as error:
+            self._raised = error
+            raise
+
+    def reraise(self) -> None:
+        if self._raised is not None:
+            raise self._raised
 
 
 def make_unit(plan: CompilePlan, target: Target) -> Unit:

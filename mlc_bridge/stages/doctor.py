@@ -27,6 +27,9 @@ MODULES = {  # distribution names that ship the module
     "mlc-ai (tvm)": ("mlc-ai", "mlc-ai-cpu", "mlc-ai-nightly", "mlc-ai-nightly-cpu"),
     "torch": ("torch",),
     "transformers": ("transformers",),
+    "starlette": ("starlette",),
+    "uvicorn": ("uvicorn",),
+    "xgrammar": ("xgrammar",),
 }
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd")
 MLC_INSTALL = (
@@ -121,6 +124,7 @@ def _machine(linker: str | None) -> dict[str, str]:
     return {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "cpu features": " ".join(f for f in FLAGS if f in flags) or "unknown",
+        "AMX": "yes" if {"amx_tile", "amx_bf16"} <= flags else "no (bfloat16 by AVX-512 or AVX2)",
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
                      else os.cpu_count()),
         "memory free": _memory(),
@@ -161,6 +165,7 @@ def _abilities(
     runs = bool(tvm) and "error" not in tvm
     install = "pip install 'mlc-bridge[tvm]'" if not tvm else tvm.get("error")
     compiles = runs and bool(tvm["llvm"])
+    serves = bool(known["starlette"] and known["uvicorn"])
     return [
         Ability("gen-config, convert, inspect", True),
         Ability(
@@ -168,7 +173,9 @@ def _abilities(
             compiles and no_linker is None,
             no_linker if compiles else install,
         ),
-        Ability("chat, serve", runs, None if runs else install),
+        Ability("chat", runs, None if runs else install),
+        Ability("serve", runs and serves, install if not runs else _extra("serve", serves)),
+        Ability("answers by JSON schema", *_with("structured", bool(known["xgrammar"]))),
         Ability(
             "run on a CUDA device",
             runs and bool(tvm["cuda"]),
@@ -176,8 +183,7 @@ def _abilities(
         ),
         Ability(
             "verify against Hugging Face",
-            bool(known["torch"] and known["transformers"]),
-            None if known["torch"] and known["transformers"] else "pip install 'mlc-bridge[torch]'",
+            *_with("torch", bool(known["torch"] and known["transformers"])),
         ),
         Ability(
             "--backend mlc_llm",
@@ -185,6 +191,15 @@ def _abilities(
             None if known["mlc-llm"] else MLC_INSTALL,
         ),
     ]
+
+
+def _with(extra: str, there: bool) -> tuple[bool, str | None]:
+    """Whether an extra's packages are there, and how they come."""
+    return there, _extra(extra, there)
+
+
+def _extra(extra: str, there: bool) -> str | None:
+    return None if there else f"pip install 'mlc-bridge[{extra}]'"
 
 
 def _conflicts(known: dict[str, str | None], tvm: dict[str, Any]) -> list[str]:

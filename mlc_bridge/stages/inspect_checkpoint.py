@@ -105,6 +105,7 @@ class CheckpointReport(Record):
     codes: Annotated[tuple[CodeUse, ...], "How the layers use their codes."]
     schemes: Annotated[tuple[SchemeFit, ...], "Which schemes hold the checkpoint exactly."]
     findings: Annotated[tuple[str, ...], "What the user should know."]
+    verdict: Annotated[str, "What build would do with it; inspect on the command line asks."] = ""
 
 
 @logged

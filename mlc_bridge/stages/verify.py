@@ -25,6 +25,7 @@ import numpy as np
 
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
+from mlc_bridge.engine.memory import require_memory
 from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.errors import ConfigError, MissingDependency
@@ -39,6 +40,9 @@ from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
 
 TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
+
+BYTES_PER_WEIGHT = 6
+"""What the reference takes at its peak: a 7B model needed 40 GB."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +166,13 @@ class _Reference:
 
         logging.disable_progress_bar()
         ckpt, source = detected(open_checkpoint(job.checkpoint, job.source), job.source_format)
+        found = survey(ckpt, source)
+        weights = sum(w.n * max(w.k, 1) * max(w.experts, 1) for w in found.weights)
+        require_memory(BYTES_PER_WEIGHT * weights, "the float32 weights of the reference")
         config = AutoConfig.from_pretrained(ckpt.path)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        if survey(ckpt, source).untied:
+        if found.untied:
             config.tie_word_embeddings = False
         # from_pretrained, because it knows how each version of a model stores its experts.
         self._model = (
