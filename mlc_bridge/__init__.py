@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         inspect_checkpoint,
     )
     from mlc_bridge.stages.progress import Progress
+    from mlc_bridge.stages.upload import UploadJob, UploadReport, upload
     from mlc_bridge.stages.verify import VerifyJob, VerifyReport, verify
 
 _HOMES = {
@@ -132,6 +133,7 @@ _HOMES = {
         "inspect_checkpoint",
     ),
     "mlc_bridge.stages.progress": ("Progress",),
+    "mlc_bridge.stages.upload": ("UploadJob", "UploadReport", "upload"),
     "mlc_bridge.stages.verify": (
         "VerifyJob",
         "VerifyReport",
@@ -178,6 +180,8 @@ __all__ = [
     "Record",
     "SourceError",
     "UnknownFormat",
+    "UploadJob",
+    "UploadReport",
     "VerifyJob",
     "VerifyReport",
     "bench",
@@ -191,6 +195,7 @@ __all__ = [
     "inspect_artifact",
     "inspect_checkpoint",
     "plan",
+    "upload",
     "verify",
 ]
 

@@ -196,7 +196,7 @@ def _converted(directory: Path) -> bytes:
         raise MissingDependency(
             "transformers",
             f"{directory}: making tokenizer.json from a slow tokenizer",
-            "pip install transformers sentencepiece protobuf tiktoken",
+            "pip install 'mlc-bridge[tokenizers]'",
         ) from None
     try:
         text: str = AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str()
@@ -204,7 +204,7 @@ def _converted(directory: Path) -> bytes:
         raise ConfigError(
             f"transformers cannot make tokenizer.json from the slow tokenizer: {error}",
             where=directory,
-            todo="Install sentencepiece, protobuf and tiktoken, or take tokenizer.json from "
+            todo="Install mlc-bridge[tokenizers], or take tokenizer.json from "
             "another copy of the model",
         ) from error
     return text.encode()

@@ -38,6 +38,7 @@ from mlc_bridge.stages.inspect_checkpoint import (
     inspect_checkpoint,
 )
 from mlc_bridge.stages.model_type import check_model_type
+from mlc_bridge.stages.upload import UploadJob, upload
 from mlc_bridge.stages.verify import VerifyJob, verify
 
 app = typer.Typer(
@@ -106,6 +107,17 @@ def _stage(name: str, job: type, stage: Callable[..., Any], doc: str) -> None:
             SHOW.get(name, show.report)(f"{name}: done", found)
 
     _command(name, job, call, doc, {**BACKEND, **MODEL_TYPE})
+
+
+def _stage_of_ours(name: str, job: type, stage: Callable[..., Any], doc: str) -> None:
+    """The same for a stage that MLC LLM does not have."""
+
+    def call(given: dict[str, Any], as_json: bool) -> None:
+        with Bars() as progress:
+            found = stage(job(**given), progress)
+        show.as_json(found) if as_json else show.report(f"{name}: done", found)
+
+    _command(name, job, call, doc)
 
 
 SHOW: dict[str, Callable[[str, Any], None]] = {
@@ -230,6 +242,7 @@ def _bench(given: dict[str, Any], as_json: bool) -> None:
 
 
 _command("check", CheckJob, _check, "Check an MLC directory before an engine starts.")
+_stage_of_ours("upload", UploadJob, upload, "Upload an MLC directory to the Hugging Face hub.")
 _command("verify", VerifyJob, _verify, "Compare a compiled model with its checkpoint.")
 _command("bench", BenchJob, _bench, "Measure a compiled model's speed.")
 

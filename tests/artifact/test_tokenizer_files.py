@@ -128,7 +128,7 @@ def test_slow_tokenizer_is_converted(directory: Path) -> None:
 
 def test_broken_slow_tokenizer_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
-    with pytest.raises(ConfigError, match="sentencepiece"):
+    with pytest.raises(ConfigError, match="tokenizers"):
         TokenizerFiles.read(tmp_path)
 
 
