@@ -86,13 +86,6 @@ class Grammars:
         self.pool.shutdown(wait=False, cancel_futures=True)
         self._child.close()
 
-    def warm_up(self) -> None:
-        """Load the library on both sides, so that the first request does not wait for it. Raises
-        MissingDependency without it."""
-        loading = self.pool.submit(self._ask, Structure("ebnf", 'root ::= "a"'))
-        self._info  # noqa: B018
-        loading.result()
-
     def matcher(self, wanted: Structure, *, free_end: bool = False) -> Matcher:
         """A fresh matcher; ``free_end`` for a request that ignores stop tokens. Raises EngineError
         for a structure that cannot be compiled within the bounds."""

@@ -107,7 +107,7 @@ class _Answer(BaseModel):
     created: int = Field(default_factory=_now)
     model: str | None = None
     system_fingerprint: str = ""
-    usage: CompletionUsage | None = optional()
+    usage: CompletionUsage | None = None
 
 
 class ChatCompletionResponse(_Answer):
