@@ -1,6 +1,6 @@
 """Every error a user can cause or meet, each naming what, where, found, expected and what to do.
 
-    BridgeError                      exit code 2
+    BridgeError                      exit code 2, but for NotVerified's
     ├── SourceError                  the checkpoint: truncated, missing or ill-shaped tensors
     │   └── UnknownFormat            no source, or more than one, matches the checkpoint
     ├── CannotExpress                the scheme cannot hold this tensor exactly
@@ -9,6 +9,7 @@
     ├── CompileError                 target or toolchain cannot build the model
     ├── EngineError                  a request the loaded model cannot serve
     │   └── ContextOverflow          prompt plus answer exceed the context window
+    ├── NotVerified                  exit code 3: verify ran, and the model is not what it should be
     └── MissingDependency            an optional package is needed; says which to install
 
 Anything else that escapes is a defect of ours and exits with 1.
@@ -22,6 +23,8 @@ from typing import Any
 
 class BridgeError(Exception):
     """One paragraph: ``what`` is wrong ``where``, ``found``, ``expected`` and what ``todo``."""
+
+    exit_code = 2
 
     def __init__(
         self,
@@ -93,6 +96,14 @@ class EngineError(BridgeError):
 
 class ContextOverflow(EngineError):
     """Prompt plus answer do not fit the context window."""
+
+
+class NotVerified(BridgeError):
+    """The comparison ended, and a weight or a threshold did not pass: a pipeline's verdict, apart
+    from the errors of a run that could not compare.
+    """
+
+    exit_code = 3
 
 
 class MissingDependency(BridgeError):

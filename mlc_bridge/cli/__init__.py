@@ -2,7 +2,8 @@
 
 Flags come from the fields of each stage's Job. Answers and reports go to stdout, progress and
 errors to stderr. Exit codes: 0 fine, 2 for bad input (one paragraph: what, where, found, expected,
-what to do), 1 for anything unexpected, 130 for Ctrl-C, 143 for SIGTERM.
+what to do), 3 from ``verify`` for a model that does not pass, 1 for anything unexpected, 130 for
+Ctrl-C, 143 for SIGTERM.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from mlc_bridge.cli.exits import TRACEBACK, guarded, show_tracebacks
 from mlc_bridge.cli.flags import job_command
 from mlc_bridge.cli.progress import Bars
 from mlc_bridge.cli.spelling import Commands, JobCommand
-from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.errors import ConfigError, NotVerified
 from mlc_bridge.record import Record
 from mlc_bridge.stages.bench import BenchJob, bench
 from mlc_bridge.stages.build import BuildJob, build, by_backend, plan, verdict
@@ -226,13 +226,14 @@ def _verify(given: dict[str, Any], as_json: bool) -> None:
         found = verify(job, progress)
     show.as_json(found) if as_json else reports.verification(found)
     if not found.passed:
-        raise ArtifactError(
-            "the compiled model does not say what the checkpoint says",
+        by_weights = "Convert again from this checkpoint; check tells whether files are damaged"
+        raise NotVerified(
+            "the model does not say what the checkpoint says",
             where=job.model_dir,
-            found=f"KL {found.kl:.3g}",
-            expected=f"at most {job.max_kl:g}",
-            todo="Compile again; if the checkpoint was re-quantized, allow more with --max-kl",
-        )
+            found="; ".join(found.failures),
+            todo=(by_weights if found.behaviour is None else
+                  "The weights are right, so look at lib and config: build again"),
+        )  # fmt: skip
 
 
 def _bench(given: dict[str, Any], as_json: bool) -> None:

@@ -30,7 +30,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 left = "; ".join(getattr(error, "__notes__", ())) or "nothing was left behind"
                 _leave(stop.code, f"interrupted: {left}")
             if isinstance(error, BridgeError):
-                _leave(2, f"error: {error}")
+                _leave(error.exit_code, f"error: {error}")
             if isinstance(error, OSError) and error.filename is not None:
                 _leave(2, f"error: {str(error.filename)[:200]}: {error.strerror}.")
             _leave(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlc_bridge.cli import show
@@ -11,7 +12,7 @@ from mlc_bridge.stages.bench import BenchReport
 from mlc_bridge.stages.build import BuildReport
 from mlc_bridge.stages.build_plan import BuildPlan
 from mlc_bridge.stages.calibrate import CalibrateReport
-from mlc_bridge.stages.convert_weight import ConvertReport
+from mlc_bridge.stages.convert_weight import ConvertReport, LayerError
 from mlc_bridge.stages.doctor import Diagnosis
 from mlc_bridge.stages.gen_config import GenConfigReport
 from mlc_bridge.stages.inspect_artifact import CheckReport
@@ -45,13 +46,17 @@ def conversion(title: str, found: ConvertReport) -> None:
 
 def rounding(found: ConvertReport) -> None:
     """What --requantize cost: a summary, and the layers it cost most."""
-    if not found.requantized:
+    rounded_layers(found.requantized, f"rounded into {found.quantization}")
+
+
+def rounded_layers(errors: Sequence[LayerError], title: str = "rounded") -> None:
+    if not errors:
         return
-    ranked = sorted(found.requantized, key=lambda e: e.relative, reverse=True)
+    ranked = sorted(errors, key=lambda e: e.relative, reverse=True)
     largest = max(ranked, key=lambda e: e.max)
     mean = math.sqrt(sum(e.relative**2 for e in ranked) / len(ranked))
     show.rows(
-        f"rounded into {found.quantization}",
+        title,
         [
             ("layers", len(ranked)),
             ("RMS error", f"{mean:.3%} of the weights' RMS, {ranked[0].relative:.3%} at most"),
@@ -160,16 +165,27 @@ def calibration(title: str, found: CalibrateReport | Path) -> None:
 
 
 def verification(found: VerifyReport) -> None:
+    weights, said = found.weights, found.behaviour
+    behaviour = [] if said is None else [
+        ("positions", said.tokens),
+        ("KL divergence", f"{said.kl:.3g} nats, {said.kl_max:.3g} at most"),
+        ("top-1 agreement", f"{said.top1:.2%}"),
+        ("perplexity", f"{said.perplexity:.3f}, reference {said.reference_perplexity:.3f}"),
+        ("logits differ by", f"{said.logit_difference:.3g} at most"),
+    ]  # fmt: skip
     show.rows(
         "verified" if found.passed else "NOT verified",
         [
-            ("positions", found.tokens),
-            ("KL divergence", f"{found.kl:.3g} nats, {found.kl_max:.3g} at most"),
-            ("top-1 agreement", f"{found.top1:.2%}"),
-            ("perplexity", f"{found.perplexity:.3f}, reference {found.reference_perplexity:.3f}"),
-            ("logits differ by", f"{found.logit_difference:.3g} at most"),
+            ("weights", weights.verdict),
+            ("scales rounded", weights.scales_rounded or None),
+            *behaviour,
+            ("not compared", None if said else "what the library computes"),
         ],
     )
+    for difference in weights.differences[:WORST]:
+        show.notes((str(difference),))
+    rounded_layers(weights.rounded)
+    show.notes(weights.notes)
 
 
 def speeds(found: BenchReport) -> None:

@@ -32,22 +32,30 @@ from mlc_bridge.errors import ArtifactError, BridgeError
 from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.check_bytes import files_said, weights_said
+from mlc_bridge.stages.compare_weights import compare_weights
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.recognise import detected, open_checkpoint
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class CheckJob(Record):
-    """``model_dir``: an MLC directory; ``md5`` reads every byte that has a digest or md5 sum."""
+    """``model_dir``: an MLC directory; ``md5`` reads every byte that has a digest or md5 sum.
+
+    ``checkpoint``: what it was made from, to compare every weight with.
+    """
 
     model_dir: wishes.ArtifactPath
     model_lib: wishes.ModelLib = None
     device: wishes.RunDevice = "auto"
     md5: Annotated[bool, "Read every byte that has a digest or md5 sum, and compare."] = True
     load_lib: wishes.LoadLib = False
+    checkpoint: Annotated[
+        str | Path | None, "Compare every weight with this checkpoint: directory or hub id."
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,15 @@ def _questions(job: CheckJob, path: Path) -> Iterator[tuple[str, Callable[[], st
     yield "numbers", lambda: _numbers_said(read_index(path))
     yield "config and weights", lambda: _same_build(ChatConfig.load(path), read_index(path))
     yield "lib", lambda: _lib_said(job, path)
+    if (made_from := job.checkpoint) is not None:
+        yield "weights and checkpoint", lambda: _compared(path, made_from)
+
+
+def _compared(path: Path, checkpoint: str | Path) -> str:
+    found = compare_weights(path, *detected(open_checkpoint(checkpoint)))
+    if not found.passed:
+        raise ArtifactError(f"not the checkpoint's weights: {found.verdict}", where=path)
+    return found.verdict
 
 
 def _config_said(config: ChatConfig) -> str:

@@ -1,8 +1,10 @@
 """``verify``: does the compiled model say what the checkpoint says?
 
-Both read the same windows of text. The reference is Hugging Face transformers in float32 with the
-checkpoint's weights, dequantized by its source; the other side is the lib of the MLC directory.
-Compared at every position, over the whole vocabulary:
+First the weights, value by value (``compare_weights.py``): what differs there is named, and no text
+is read. ``weights_only`` ends there and needs neither lib nor torch. Then behaviour: both read the
+same windows of text. The reference is Hugging Face transformers in float32 with the checkpoint's
+weights, dequantized by its source; the other side is the lib of the MLC directory. Compared at
+every position, over the whole vocabulary:
 
     KL = mean sum_v p(v) (log p(v) - log q(v)),   p the reference, q the lib, in nats
     top-1 agreement, perplexity of both, largest difference of two logits
@@ -34,10 +36,12 @@ from mlc_bridge.qtensor import QTensor
 from mlc_bridge.record import Record
 from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.compare_weights import compare_weights
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
+from mlc_bridge.stages.weights_report import WeightsReport
 
 TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
 
@@ -50,7 +54,8 @@ class VerifyJob(Record):
     """``model_dir``: an MLC directory with lib; ``checkpoint``: what it was made from.
 
     ``text``: a file to read (default: modules of the Python library); ``tokens`` of it are compared
-    in windows of ``window``. ``max_kl``: what still passes, in nats.
+    in windows of ``window``. ``max_kl`` (nats), ``min_top1`` (0..1) and ``max_ppl_ratio``
+    (perplexity over the reference's): what still passes.
     """
 
     model_dir: wishes.ArtifactPath
@@ -60,7 +65,14 @@ class VerifyJob(Record):
     ] = None
     tokens: Annotated[int, "Positions to compare."] = 2048
     window: Annotated[int, "Tokens of one window."] = 512
+    weights_only: Annotated[
+        bool, "Compare the stored weights alone, without library and torch."
+    ] = False
     max_kl: Annotated[float, "KL divergence (nats) that still passes."] = 1e-3
+    min_top1: Annotated[float | None, "Top-1 agreement (0 to 1) that still passes."] = None
+    max_ppl_ratio: Annotated[
+        float | None, "Perplexity, divided by the reference's, that still passes."
+    ] = None
     model_lib: wishes.ModelLib = None
     source: wishes.SourceWeights = None
     source_format: wishes.SourceFormat = "auto"
@@ -69,7 +81,7 @@ class VerifyJob(Record):
 
 
 @dataclass(frozen=True)
-class VerifyReport(Record):
+class Behaviour(Record):
     """Means over ``tokens`` positions; ``kl`` in nats, ``top1`` a share of 0..1."""
 
     tokens: Annotated[int, "Positions compared."]
@@ -79,7 +91,28 @@ class VerifyReport(Record):
     perplexity: Annotated[float, "Of the compiled model."]
     reference_perplexity: Annotated[float, "Of the checkpoint in float32."]
     logit_difference: Annotated[float, "Largest difference of a logit."]
-    passed: Annotated[bool, "Whether the KL divergence is small enough."]
+
+    def failures(self, job: VerifyJob) -> Iterator[str]:
+        """The thresholds of ``job`` that are not met, in words."""
+        if not self.kl <= job.max_kl:
+            yield f"KL {self.kl:.3g}, at most {job.max_kl:g}"
+        if job.min_top1 is not None and not self.top1 >= job.min_top1:
+            yield f"top-1 agreement {self.top1:.4g}, at least {job.min_top1:g}"
+        ratio = self.perplexity / self.reference_perplexity
+        if job.max_ppl_ratio is not None and not ratio <= job.max_ppl_ratio:
+            yield f"perplexity {ratio:.4g} times the reference's, at most {job.max_ppl_ratio:g}"
+
+
+@dataclass(frozen=True)
+class VerifyReport(Record):
+    """First the weights; ``behaviour`` only of weights that are right."""
+
+    passed: Annotated[bool, "Whether weights and behaviour are close enough."]
+    failures: Annotated[tuple[str, ...], "What did not pass, in words."]
+    weights: Annotated[WeightsReport, "The stored weights, value by value."]
+    behaviour: Annotated[
+        Behaviour | None, "What the library computes; None where weights differ or stand alone."
+    ]
 
 
 @dataclass
@@ -111,10 +144,25 @@ class _Sums:
 @logged
 def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
     """Compare. Raises ``MissingDependency``, and what checkpoint, artifact or engine raise."""
-    _require_torch()
+    if not job.weights_only:
+        _require_torch()
+    _check_thresholds(job)
     job = located(job)
-    windows = _windows(job)
-    reference = _Reference(job)
+    windows = () if job.weights_only else _windows(job)
+    ckpt, source = detected(open_checkpoint(job.checkpoint, job.source), job.source_format)
+    weights = compare_weights(job.model_dir, ckpt, source, progress)
+    if not weights.passed:
+        return VerifyReport(False, (f"weights: {weights.verdict}",), weights, None)
+    if job.weights_only:
+        return VerifyReport(True, (), weights, None)
+    behaviour = _behaviour(job, windows, _Reference(ckpt, source), progress)
+    failures = tuple(behaviour.failures(job))
+    return VerifyReport(not failures, failures, weights, behaviour)
+
+
+def _behaviour(
+    job: VerifyJob, windows: Sequence[Array], reference: _Reference, progress: Progress
+) -> Behaviour:
     sums = _Sums()
     with ThreadPoolExecutor(1) as own_thread:  # TVM keeps one pool per calling thread
         ours = own_thread.submit(_Ours, job).result()
@@ -122,17 +170,28 @@ def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
             progress("verify", done, len(windows))
             sums.add(own_thread.submit(ours.logits, ids).result(), reference.logits(ids), ids)
     progress("verify", len(windows), len(windows))
-    kl = sums.kl / sums.count
-    return VerifyReport(
+    return Behaviour(
         tokens=sums.count,
-        kl=kl,
+        kl=sums.kl / sums.count,
         kl_max=sums.kl_max,
         top1=sums.equal / sums.count,
         perplexity=math.exp(sums.loss / sums.predicted),
         reference_perplexity=math.exp(sums.reference_loss / sums.predicted),
         logit_difference=sums.difference,
-        passed=kl <= job.max_kl,
     )
+
+
+def _check_thresholds(job: VerifyJob) -> None:
+    """Raises ConfigError for a threshold that nothing, or everything, would pass."""
+    top1 = job.min_top1
+    for name, value, sound in (
+        ("--max-kl", job.max_kl, job.max_kl >= 0),
+        ("--min-top1", top1, top1 is None or 0 <= top1 <= 1),
+        ("--max-ppl-ratio", job.max_ppl_ratio, job.max_ppl_ratio is None or job.max_ppl_ratio > 0),
+    ):
+        if not sound:
+            wanted = "0 to 1" if name == "--min-top1" else "a number above zero"
+            raise ConfigError("no such threshold", where=name, found=value, expected=wanted)
 
 
 class _Ours:
@@ -159,13 +218,12 @@ class _Ours:
 class _Reference:
     """Hugging Face's model in float32 with the checkpoint's weights."""
 
-    def __init__(self, job: VerifyJob) -> None:
+    def __init__(self, ckpt: Checkpoint, source: Source) -> None:
         import torch
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        ckpt, source = detected(open_checkpoint(job.checkpoint, job.source), job.source_format)
         found = survey(ckpt, source)
         weights = sum(w.n * max(w.k, 1) * max(w.experts, 1) for w in found.weights)
         require_memory(BYTES_PER_WEIGHT * weights, "the float32 weights of the reference")

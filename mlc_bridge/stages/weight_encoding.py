@@ -169,7 +169,7 @@ def _requantized(
     params = _brought(parts, scheme, path) or _from_float([exact], scheme, path)
     dense = scheme in BY_DTYPE.values()
     got = params["weight"] if dense else scheme.decode(params).dequantize()[:, : exact.shape[1]]
-    done.errors.append(_error(path, exact, np.asarray(got, np.float32)))
+    done.errors.append(layer_error(path, exact, np.asarray(got, np.float32)))
     return params
 
 
@@ -185,7 +185,7 @@ def _brought(parts: Sequence[Read], scheme: Scheme, path: str) -> dict[str, Arra
         return None
 
 
-def _error(path: str, exact: Array, got: Array) -> LayerError:
+def layer_error(path: str, exact: Array, got: Array) -> LayerError:
     def dot(a: Array, b: Array) -> float:
         return float(np.sum(a * b, dtype=np.float64))
 

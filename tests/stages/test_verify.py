@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from mlc_bridge import BuildJob, CheckJob, build, check_artifact, inspect_artifact
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.stages.bench import BenchJob, bench
-from mlc_bridge.stages.verify import VerifyJob, _log_softmax, _Sums, verify
+from mlc_bridge.stages.verify import Behaviour, VerifyJob, _log_softmax, _Sums, verify
 
 pytestmark = pytest.mark.slow
 
@@ -25,16 +27,38 @@ def model(example_awq: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_checkpoint_itself_passes(model: Path, example_awq: Path) -> None:
     found = verify(VerifyJob(model, example_awq, tokens=512, window=256))
     assert found.passed
-    assert found.tokens == 512
-    assert found.kl < 1e-4
-    assert found.top1 > 0.99
-    assert found.perplexity == pytest.approx(found.reference_perplexity, rel=1e-3)
+    assert found.weights.exact == found.weights.weights
+    said = found.behaviour
+    assert said is not None
+    assert said.tokens == 512
+    assert said.kl < 1e-4
+    assert said.top1 > 0.99
+    assert said.perplexity == pytest.approx(said.reference_perplexity, rel=1e-3)
 
 
 def test_another_checkpoint_does_not(model: Path, example_float: Path) -> None:
+    """Its weights are another's, so no text is read."""
     found = verify(VerifyJob(model, example_float, tokens=256, window=256))
     assert not found.passed
-    assert found.kl > 1e-2
+    assert found.behaviour is None
+    assert "qkv_proj" in found.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "value", "said"),
+    [("max_kl", 0.01, "KL 0.02"), ("min_top1", 0.9, "top-1 agreement 0.8"),
+     ("max_ppl_ratio", 1.1, "perplexity 1.2 times")],
+)  # fmt: skip
+def test_thresholds(threshold: str, value: float, said: str) -> None:
+    seen = Behaviour(10, 0.02, 0.1, 0.8, 12.0, 10.0, 1.0)
+    lax = {"max_kl": 1.0, "min_top1": 0.5, "max_ppl_ratio": 1.3}
+    assert not list(seen.failures(VerifyJob("m", "c", **lax)))
+    (failure,) = seen.failures(VerifyJob("m", "c", **{**lax, threshold: value}))
+    assert failure.startswith(said)
+    broken = replace(seen, kl=math.nan, top1=math.nan, perplexity=math.nan)
+    assert len(list(broken.failures(VerifyJob("m", "c", **lax)))) == 3
+    with pytest.raises(ConfigError, match="--" + threshold.replace("_", "-")):
+        verify(VerifyJob("m", "c", weights_only=True, **{threshold: -1}))
 
 
 def test_too_little_text(model: Path, example_awq: Path, tmp_path: Path) -> None:
