@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 from tvm import ir, s_tir, sym, tirx
 from tvm.ir import TensorLoad
@@ -110,6 +111,17 @@ def inline_injective(func: tirx.PrimFunc) -> tirx.PrimFunc:
         except s_tir.ScheduleError:
             continue
     return schedule.mod["main"]
+
+
+def products(func: tirx.PrimFunc) -> int:
+    """Terms of all sums of `func`, sizes that are not known yet taken as one."""
+    total = 0
+    schedule = s_tir.Schedule(func, error_render_level="none")
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        axes = schedule.get(block).iter_vars
+        if any(axis.iter_type == tirx.IterVar.CommReduce for axis in axes):
+            total += prod(getattr(axis.dom.extent, "value", 1) for axis in axes)
+    return total
 
 
 def plain_blocks(func: tirx.PrimFunc) -> list[Block] | None:

@@ -93,20 +93,34 @@ def _command(
     app.command(name, cls=JobCommand)(guarded(job_command(job, run, doc, more, switches)))
 
 
-def _stage(name: str, job: type, stage: Callable[..., Any], doc: str) -> None:
-    """Register a command that runs one stage and prints its report."""
+def _stage(
+    name: str,
+    job: type,
+    stage: Callable[..., Any],
+    doc: str,
+    details: Mapping[str, tuple[str, Callable[[Any], None]]] | None = None,
+) -> None:
+    """Register a command that runs one stage and prints its report.
+
+    ``details``: further switches, with their help and what they print.
+    """
+    details = details or {}
 
     def call(given: dict[str, Any], as_json: bool) -> None:
         chosen = by_backend(given.pop("backend", None), stage)
         check_model_type(given["model_dir"], given.pop("model_type", "auto"))
+        wanted = [tell for switch, (_, tell) in details.items() if given.pop(switch)]
         with Bars() as progress:
             found = chosen(job(**given), progress)
         if as_json:
             show.as_json(found)
         else:
             SHOW.get(name, show.report)(f"{name}: done", found)
+            for tell in wanted:
+                tell(found)
 
-    _command(name, job, call, doc, {**BACKEND, **MODEL_TYPE})
+    helps = {switch: text for switch, (text, _) in details.items()}
+    _command(name, job, call, doc, {**BACKEND, **MODEL_TYPE}, helps)
 
 
 def _stage_of_ours(name: str, job: type, stage: Callable[..., Any], doc: str) -> None:
@@ -138,7 +152,18 @@ _stage(
     convert_weight,
     "Convert the weights; works on a checkpoint directory alone.",
 )
-_stage("compile", CompileJob, compile_model, "Compile the model of an MLC directory to lib.so.")
+_stage(
+    "compile",
+    CompileJob,
+    compile_model,
+    "Compile the model of an MLC directory to lib.so.",
+    {
+        "explain": (
+            "Tell which kernel computes which layer, and why no better one.",
+            reports.kernels,
+        )
+    },
+)
 _stage(
     "calibrate",
     CalibrateJob,

@@ -12,6 +12,7 @@ from mlc_bridge.stages.bench import BenchReport
 from mlc_bridge.stages.build import BuildReport
 from mlc_bridge.stages.build_plan import BuildPlan
 from mlc_bridge.stages.calibrate import CalibrateReport
+from mlc_bridge.stages.compile import CompileReport
 from mlc_bridge.stages.convert_weight import ConvertReport, LayerError
 from mlc_bridge.stages.doctor import Diagnosis
 from mlc_bridge.stages.gen_config import GenConfigReport
@@ -119,6 +120,22 @@ def dry_run(found: BuildPlan) -> None:
             ("time", ", ".join(times) or "unknown: no build was measured on this machine yet"),
         ],
     )
+
+
+def kernels(found: CompileReport) -> None:
+    """What computes each layer, then what has no weights; functions that share an answer as one."""
+    answers: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for choice in sorted(found.kernels, key=lambda c: not c.layers):
+        told = [
+            ("layer", ", ".join(choice.layers)),
+            ("shape", f"n {choice.n}, k {choice.k}" if choice.n else ""),
+            ("rule", choice.rule),
+            *((f"rows: {rows}", kernel) for rows, kernel in choice.kernels.items()),
+            *(("not taken", reason) for reason in choice.why_not),
+        ]
+        answers.setdefault(tuple(told), []).append(choice.function)
+    for answer, functions in answers.items():
+        show.rows(", ".join(functions), answer)
 
 
 def _target(text: str) -> str:

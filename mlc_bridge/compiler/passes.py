@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tvm
@@ -14,8 +14,11 @@ from tvm.ir.transform import Pass
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 from tvm.target import Target
 
+from mlc_bridge.compiler.kernels import KernelChoice
+from mlc_bridge.compiler.kernels import explain as kernel_choices
 from mlc_bridge.compiler.kv_cache import CacheLayout, attach_cache
 from mlc_bridge.compiler.logits import attach_logit_processors, attach_softmax
+from tir_schedules import Rule
 
 
 def module_pass(name: str, rewrite: Callable[[IRModule], IRModule]) -> Pass:
@@ -88,6 +91,18 @@ def embedding_allocator(chunk: int) -> Pass:
         return builder.finalize()
 
     return module_pass("EmbeddingAllocator", rewrite)
+
+
+def explain(
+    target: Target, rules: Sequence[Rule], params: Sequence[str], kernels: list[KernelChoice]
+) -> Pass:
+    """Leaves the module as it is; ``kernels`` is filled with what the rules will choose."""
+
+    def note(mod: IRModule) -> IRModule:
+        kernels[:] = kernel_choices(mod, target, rules, params)
+        return mod
+
+    return module_pass("Explain", note)
 
 
 def metadata(block: Mapping[str, Any], usage: dict[str, int]) -> Pass:

@@ -2,7 +2,8 @@
 
 attach     what an engine expects beside the model: cache, softmax, logit processors, bounds
 fuse       relax operators become PrimFuncs, elementwise neighbours join them
-schedule   the rules of ``tir_schedules`` for the target, in their order, Fallback last
+schedule   the rules of ``tir_schedules`` for the target, in their order, Fallback last; what each
+           function gets is noted first
 plan       PrimFunc calls with explicit memory, planned once for the largest sizes
 lower      what the virtual machine executes
 
@@ -28,6 +29,7 @@ from tvm.target import Target
 
 import tir_schedules
 from mlc_bridge.compiler import passes
+from mlc_bridge.compiler.kernels import KernelChoice
 from mlc_bridge.compiler.kv_cache import CacheLayout
 from mlc_bridge.compiler.linker import find_linker, link
 from mlc_bridge.errors import BridgeError, CompileError, ConfigError
@@ -56,6 +58,7 @@ class Unit:
     active_vocab: int | None = None
     cuda_graph: bool = True
     usage: dict[str, int] = field(default_factory=dict)
+    kernels: list[KernelChoice] = field(default_factory=list)
 
 
 def attach(unit: Unit, target: Target) -> list[Pass]:
@@ -81,17 +84,25 @@ def fuse() -> list[Pass]:
     ]
 
 
+def explain(unit: Unit, target: Target) -> list[Pass]:
+    params = [param["name"] for param in unit.metadata.get("params", ())]
+    return [passes.explain(target, _rules(target), params, unit.kernels)]
+
+
 def schedule(target: Target) -> list[Pass]:
+    apply = dlight.ApplyDefaultSchedule(*_rules(target))
+    return [passes.without_tensor_cores(), apply] if target.kind.name == "cuda" else [apply]
+
+
+def _rules(target: Target) -> list[tir_schedules.Rule]:
     try:
-        rules = tir_schedules.RULES(target)
+        return tir_schedules.RULES(target)
     except ImportError as problem:
         raise ConfigError(
             str(problem),
             where=GROUP,
             todo="Repair or uninstall the package that brings it",
         ) from problem
-    apply = dlight.ApplyDefaultSchedule(*rules)
-    return [passes.without_tensor_cores(), apply] if target.kind.name == "cuda" else [apply]
 
 
 def plan_memory() -> list[Pass]:
@@ -130,7 +141,7 @@ def phases(unit: Unit, target: Target) -> dict[str, list[Pass]]:
     return {
         "attach": attach(unit, target),
         "fuse": fuse(),
-        "schedule": schedule(target),
+        "schedule": [*explain(unit, target), *schedule(target)],
         "plan": plan(unit),
         "lower": lower(target, unit.cuda_graph),
     }

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ from mlc_bridge.artifact.inventory import LIB_NAME, is_library
 from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.artifact.workspace import Workspace
 from mlc_bridge.compiler.cache import build_key, default_directory, fetch, store
+from mlc_bridge.compiler.kernels import KernelChoice, cliffs
 from mlc_bridge.compiler.linker import find_linker
 from mlc_bridge.compiler.opt import Options, read_options
 from mlc_bridge.compiler.target import check_host, kernel_flags, make_target, target_options
@@ -90,6 +91,7 @@ class CompileReport(Record):
     memory_usage: Annotated[dict[str, int], "Function -> bytes of working memory planned for it."]
     fingerprint: Annotated[str, "Hash of the graph; that of the weights it fits."]
     cached: Annotated[bool, "Whether it came from the user's cache."] = False
+    kernels: Annotated[tuple[KernelChoice, ...], "What computes each function."] = ()
     notes: Annotated[tuple[str, ...], "What the user should know."] = ()
 
 
@@ -142,6 +144,7 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
     with _published(output, Path(job.model_dir)) as place:
         kept, notes = _made(job, plan, place, progress)
     progress(STEPS[2], 1, 1)
+    kernels = tuple(KernelChoice.read(choice) for choice in notes["kernels"])
     return CompileReport(
         path=output,
         target=json.dumps(plan.target),
@@ -150,7 +153,8 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
         memory_usage=notes["memory_usage"],
         fingerprint=plan.metadata["mlc_bridge"]["fingerprint"],
         cached=kept,
-        notes=plan.options.notes,
+        kernels=kernels,
+        notes=(*plan.options.notes, *cliffs(kernels)),
     )
 
 
@@ -253,7 +257,7 @@ def _build(
         export(executable, output)
     finally:
         interrupts.release()
-    return {"memory_usage": dict(unit.usage)}
+    return {"memory_usage": dict(unit.usage), "kernels": [asdict(c) for c in unit.kernels]}
 
 
 class _Passes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import tvm
 from tvm import relax
+from typer.testing import CliRunner
 
 from mlc_bridge.artifact.manifest import fingerprint
+from mlc_bridge.cli.app import app
 from mlc_bridge.errors import ArtifactError, BridgeError, CompileError, ConfigError
 from mlc_bridge.stages.compile import CompileJob, CompileReport, compile_model, make_plan
 
@@ -85,6 +88,17 @@ def test_report(report: CompileReport) -> None:
     assert report.memory_usage["alloc_embedding_tensor"] == 64 * 64 * 4
 
 
+def test_kernels_of_the_report(report: CompileReport) -> None:
+    found = {c.layers: c for c in report.kernels if c.n}
+    # both are [128, 64]: one function
+    both = found["model.embed_tokens", "model.layers.*.self_attn.qkv_proj"]
+    down = found["model.layers.*.mlp.down_proj",]
+    assert (both.n, both.k, both.rule) == (128, 64, "Linear")
+    assert (down.n, down.k, down.rule) == (64, 96, "Linear")
+    assert {name.split()[0] for name in down.kernels.values()} <= {"float_gemv", "gemm"}
+    assert report.notes == ()
+
+
 def test_dump_is_readable_after_each_phase(report: CompileReport) -> None:
     names = sorted(path.name for path in (report.path.parent / "dump").iterdir())
     assert names == ["0-attach.py", "1-fuse.py", "2-schedule.py", "3-plan.py", "4-lower.py"]
@@ -144,9 +158,18 @@ def test_second_compile_is_a_copy(report: CompileReport, tmp_path: Path, own_cac
     first, again = compile_model(job), compile_model(replace(job, output=tmp_path / "b.so"))
     assert (first.cached, again.cached) == (False, True)
     assert again.memory_usage == first.memory_usage
+    assert again.kernels == first.kernels == report.kernels
     assert again.path.read_bytes() == first.path.read_bytes() == report.path.read_bytes()
     assert again.seconds < 1
     assert [p.suffix for p in sorted(own_cache.iterdir())] == [".json", ".so"]
+    told = CliRunner().invoke(app, ["compile", str(tmp_path), "-o", str(job.output), "--explain"])
+    assert told.exit_code == 0, told.output
+    for choice in first.kernels:
+        assert choice.function in told.output
+        assert set(choice.layers) <= set(re.split(r"[\s,]+", told.output))
+        assert all(kernel in told.output for kernel in choice.kernels.values())
+    plain = CliRunner().invoke(app, ["compile", str(tmp_path), "-o", str(job.output)])
+    assert "float_gemv" not in plain.output
 
 
 @pytest.mark.parametrize(

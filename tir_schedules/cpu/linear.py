@@ -124,5 +124,6 @@ class _Choice:
         if self.unit.tiles and (not against or tiles_may_round):
             emit = partial(amx.emit_if_permitted, self.c, weight, best.emit)
             return Kernel(f"bf16_gemm tdpbf16ps, where not permitted {best.name}", emit)
-        self._may("bf16_gemm", against)
+        if (self.c.fixed_rows() or FEW + 1) > FEW:  # else nobody asks for it
+            self._may("bf16_gemm", against)
         return best

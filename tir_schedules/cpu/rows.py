@@ -19,7 +19,7 @@ from tvm.target import Target
 from tvm.tirx import IterVar
 from tvm_ffi import structural_map
 
-from ..rule import Answer
+from ..rule import Answer, Claim
 from . import vector_math
 from .vector_unit import VectorUnit
 
@@ -31,6 +31,16 @@ PARTIALS = 4
 
 class Rows:
     """Vector and parallel loops for functions of independent rows."""
+
+    def claim(self, func: tirx.PrimFunc, target: Target) -> Claim:
+        """Row by row, or which block is not."""
+        if self.apply(func, target, False) is not None:
+            return Claim(("every block runs row by row",))
+        sch = s_tir.Schedule(func, error_render_level="none")
+        blocks = sch.get_child_blocks(sch.get_sblock("root"))
+        other = [sch.get(block).name_hint for block in blocks if not _row_wise(sch, block)]
+        reasons = [f"block {name} does not run row by row" for name in other]
+        return Claim(contradicts=tuple(reasons or ["the blocks do not nest under one row"]))
 
     def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> Answer:
         """Return a schedule of ``func``, or ``None`` when a block is not row by row."""
