@@ -91,6 +91,8 @@ def _none_fits(
         where=ckpt.path,
         found="; ".join(evidence[nearest].contradicts)[:200] or "nothing that speaks for it",
         expected=f"a checkpoint of {nearest}",
-        todo="mlc-bridge inspect --verbose shows its tensors and what speaks for each format",
+        todo="If all its weights are float, --source-format dense reads them"
+        if nearest == "dense" and wanted in (None, "auto")
+        else "mlc-bridge inspect --verbose shows its tensors and what speaks for each format",
         evidence=evidence,
     )

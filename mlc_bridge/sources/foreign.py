@@ -90,6 +90,7 @@ FOREIGN = (
     Foreign("ParoQuant", "4 bits behind rotations at run time", tensors=(".channel_scales",)),
     Foreign("Quark MXFP4", MX, ("quark",), ("fp4",)),
     Foreign("Quark MXFP6", "6-bit floats", ("quark",), ("fp6",)),
+    Foreign("Quark INT4", "AutoAWQ's order under names of its own", ("quark",), ("int4",)),
     Foreign("Quark", "a dtype of its own", ("quark",)),
     Foreign("MXFP4 as in gpt-oss", MX, ("mxfp4",)),
     Foreign("MXFP4 as in gpt-oss", MX, tensors=("_proj_blocks",)),

@@ -23,6 +23,7 @@ from mlc_bridge.errors import CannotExpress, ConfigError, SourceError
 from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
 from mlc_bridge.models.arch import is_quantized, parameters
 from mlc_bridge.schemes import SCHEMES, Scheme, Spec
+from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.sources import SOURCES, Checkpoint, Source, detect
 from mlc_bridge.sources.activation_order import folded
 from mlc_bridge.sources.hub import resolve
@@ -165,7 +166,23 @@ def recognise(
     notes = (*found.notes, *filter(None, (widened(choice.scheme, alike),)))
     model = Recognised(found.arch, found.config, choice.scheme, ckpt, fmt, found.left_out, notes)
     model.specs  # noqa: B018  raises where a shape does not fit the scheme
-    return model
+    return replace(model, notes=(*notes, *_narrowed(model)))
+
+
+def _narrowed(model: Recognised) -> tuple[str, ...]:
+    """Float tensors that lose bits in the scheme's model dtype, by their headers.
+
+    bfloat16 in float16 is not told: its bits fit, and what overflows is refused.
+    """
+    stored = model.scheme.model_dtype
+    wider = {"float16": ("float32",), "bfloat16": ("float32", "float16")}.get(stored, ())
+    plain = (w for w in model.weights if model.scheme_of(w) in BY_DTYPE.values())
+    names = (f"{layer}.weight" for w in plain for layer in w.sources)
+    lossy = [n for n in names if n in model.ckpt and str(model.ckpt.dtype(n)) in wider]
+    if not lossy:
+        return ()
+    found = str(model.ckpt.dtype(lossy[0]))
+    return (f"{len(lossy)} tensors of {found} are rounded to {stored}; the first is {lossy[0]}",)
 
 
 def describe(

@@ -137,6 +137,8 @@ def _matrix(
 
 
 def _from_float(arrays: Sequence[Array], scheme: Scheme, path: str) -> dict[str, Array]:
+    if len({array.dtype for array in arrays}) > 1:  # numpy joins no float16 to bfloat16
+        arrays = [array.astype(np.float32) for array in arrays]
     whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
     if scheme in BY_DTYPE.values():
         return {"weight": narrow(whole, scheme.model_dtype, path)}

@@ -13,11 +13,11 @@ import pytest
 from ml_dtypes import bfloat16
 from recognise_cases import Example, Json, Tensors, fill, write
 from safetensors.numpy import load_file
-from tool_layouts import settings
+from tool_layouts import gptq_v1, settings
 
 from mlc_bridge import ConvertJob, convert_weight
 from mlc_bridge.artifact.tensor_cache import read_index
-from mlc_bridge.errors import CannotExpress, SourceError
+from mlc_bridge.errors import CannotExpress, SourceError, UnknownFormat
 from mlc_bridge.schemes import SCHEMES
 
 TINY: Json = {
@@ -57,6 +57,49 @@ def test_a_weight_that_is_no_number_is_named(scheme: str, value: float, tmp_path
     params = {suffix: cache.array(f"{layer}.{suffix}") for suffix in suffixes}
     got = SCHEMES[scheme].decode(params).dequantize()[512 + 3, 5]
     assert got == pytest.approx(value, rel=0.1)
+
+
+def test_float_parts_of_several_dtypes(tmp_path: Path) -> None:
+    """As merges of models leave them: each is narrowed as it is, and what loses bits is told."""
+    tensors = floats()
+    for name in (UP, "model.layers.0.self_attn.k_proj.weight"):
+        tensors[name] = tensors[name].astype(np.float16) * np.float16(1.001)
+    report = convert(write(tmp_path / "model", tensors, TINY))
+    kept = read_index(tmp_path / "out").array("model.layers.0.mlp.gate_up_proj.weight")
+    assert np.array_equal(kept[512:], tensors[UP].astype(bfloat16))
+    assert [x for x in report.findings if "2 tensors of float16 are rounded to bfloat16" in x]
+    again = convert_weight(ConvertJob(tmp_path / "model", tmp_path / "f16", "q0f16"))
+    assert not [x for x in again.findings if "rounded" in x]
+    exact = read_index(tmp_path / "f16").array("model.layers.0.mlp.gate_up_proj.weight")
+    assert np.array_equal(exact[512:], tensors[UP])
+    assert convert_weight(ConvertJob(tmp_path / "model", tmp_path / "q4", "q4f16_1"))
+
+
+def test_a_config_that_still_speaks_of_quantization(tmp_path: Path) -> None:
+    """Float weights saved beside the old settings: the advice reads them."""
+    config = {**TINY, "quantization_config": settings("autoawq", 128)}
+    home = write(tmp_path / "model", floats(), config)
+    with pytest.raises(UnknownFormat, match="--source-format dense reads them"):
+        convert(home)
+    assert convert(home, source_format="dense").quantization == "q0bf16"
+
+
+def test_a_quantized_head_needs_no_other_scheme(tmp_path: Path) -> None:
+    """It lands in the scheme's own form, tied by the config or not; named, it is rounded."""
+    example = Example()
+    tensors = example.tensors("gptq v1")
+    codes = np.random.default_rng(0).integers(0, 16, (4096, 256)).astype(np.uint8)
+    zeros, scales = np.full((4096, 2), 8, np.uint8), np.full((4096, 2), 0.01, np.float16)
+    del tensors["lm_head.weight"]
+    tensors |= {f"lm_head.{s}": a for s, a in gptq_v1(codes, zeros, scales).items()}
+    words = {**settings("gptq v1", 128), "lm_head": True}  # type: ignore[dict-item]
+    config = {**example.config, "quantization_config": words}
+    home = write(tmp_path / "model", tensors, config)
+    assert convert(home).quantization == "q4f16_autoawq"
+    cache, scheme = read_index(tmp_path / "out"), SCHEMES["q4f16_autoawq"]
+    params = {s: cache.array(f"lm_head.{s}") for s in scheme.params(4096, 256)}
+    exact = (codes.astype(np.float32) - 8) * np.float32(np.float16(0.01))
+    assert np.array_equal(scheme.decode(params).dequantize(), exact)
 
 
 MULTIMODAL = ("language_model.model.", "model.language_model.", "transformer.model.")
