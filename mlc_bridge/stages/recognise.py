@@ -293,7 +293,10 @@ def _untied(ckpt: Checkpoint, source: Source, arch: Arch, given: Mapping[str, An
     head = [n for n in ckpt.names if n.startswith("lm_head.") and not n.endswith(".bias")]
     if not head or (head == ["lm_head.weight"] and same_values(ckpt, head[0], embedding)):
         return None
-    untied = arch.weights(arch.config(ckpt.config, **given, tie_word_embeddings=False))
+    try:
+        untied = arch.weights(arch.config(ckpt.config, **given, tie_word_embeddings=False))
+    except ConfigError:  # an architecture that is always tied
+        untied = []
     if all(weight.role != "lm_head" for weight in untied):
         raise SourceError(
             f"{arch.name} has one table for embedding and head, the checkpoint two that differ",

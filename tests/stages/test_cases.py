@@ -17,7 +17,7 @@ from tool_layouts import gptq_v1, settings
 
 from mlc_bridge import ConvertJob, convert_weight
 from mlc_bridge.artifact.tensor_cache import read_index
-from mlc_bridge.errors import CannotExpress, SourceError, UnknownFormat
+from mlc_bridge.errors import CannotExpress, ConfigError, SourceError, UnknownFormat
 from mlc_bridge.schemes import SCHEMES
 
 TINY: Json = {
@@ -100,6 +100,31 @@ def test_a_quantized_head_needs_no_other_scheme(tmp_path: Path) -> None:
     params = {s: cache.array(f"lm_head.{s}") for s in scheme.params(4096, 256)}
     exact = (codes.astype(np.float32) - 8) * np.float32(np.float16(0.01))
     assert np.array_equal(scheme.decode(params).dequantize(), exact)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+def test_another_head_where_one_table_serves_both(name: str, tmp_path: Path) -> None:
+    """transformers has no untied form of these; the file is refused for what it is."""
+    config = {**TINY, "model_type": name, "tie_word_embeddings": True, "head_dim": 64}
+    tensors: Tensors = {}
+    fill(tensors, config, "float16")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    assert convert(write(tmp_path / "copy", tensors, config)).quantization == "q0f16"
+    tensors["lm_head.weight"][-1, -1] += np.float16(0.5)
+    with pytest.raises(SourceError, match="one table for embedding and head, the checkpoint two"):
+        convert(write(tmp_path / "other", tensors, config))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("text_config", 7), ("rope_theta", 0), ("rope_parameters", {"rope_theta": 0.0})],
+)
+def test_a_config_that_is_wrong_is_not_read_as_silent(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    home = write(tmp_path / "model", floats(), {**TINY, key: value})
+    with pytest.raises(ConfigError, match=key if key == "text_config" else "rope_theta"):
+        convert(home)
 
 
 MULTIMODAL = ("language_model.model.", "model.language_model.", "transformer.model.")

@@ -92,8 +92,8 @@ def expect(hf: HF, key: str, allowed: Iterable[Any], default: Any = None) -> Any
 def rope_theta(hf: HF, default: float = 10000, layers: str | None = None) -> float:
     """Base of the rotary embedding; ``layers`` names a layer type (``full_attention``)."""
     block = _rope_parameters(hf, layers).get("rope_theta")
-    theta = hf.get("position_embedding_base") or block or hf.get("rope_theta") or default
-    theta = number({"rope_theta": theta}, "rope_theta")
+    told = (hf.get("position_embedding_base"), block, hf.get("rope_theta"), default)
+    theta = number({"rope_theta": next(x for x in told if x is not None)}, "rope_theta")
     return int(theta) if theta == int(theta) else theta
 
 
@@ -126,7 +126,7 @@ def rope_scaling(
 def local_theta(hf: HF, default: float = 10000) -> float:
     """Base of the rotary embedding in layers with local attention."""
     own = _rope_parameters(hf, "sliding_attention").get("rope_theta")
-    theta = hf.get("rope_local_base_freq") or own or default
+    theta = next(x for x in (hf.get("rope_local_base_freq"), own, default) if x is not None)
     return float(number({"rope_local_base_freq": theta}, "rope_local_base_freq"))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlc_bridge.errors import ConfigError
+from mlc_bridge.models.decoder.hf_config import block_of
 
 HARMLESS = frozenset(
     """_attn_implementation _name_or_path add_cross_attention architectures attention_dropout
@@ -75,7 +76,8 @@ class Settings(Mapping[str, Any]):
         cls, config: Mapping[str, Any], overrides: Mapping[str, Any], defaults: Mapping[str, Any]
     ) -> Settings:
         """Text model of a nested config, MLC's block, then every override that is given."""
-        inner = config.get("model_config") or config.get("text_config") or {}
+        key = "model_config" if config.get("model_config") else "text_config"
+        inner = block_of(config, key)
         outer = {k: v for k, v in config.items() if k not in ("model_config", "text_config")}
         wishes = {k: v for k, v in overrides.items() if v is not None}
         return cls({**outer, **inner, **wishes}, defaults)
