@@ -46,7 +46,7 @@ def fingerprint(
 
     ``params`` are (name, shape, dtype) in any order.
     """
-    config = {k: v for k, v in model_config.items() if k not in RUNTIME_LIMITS}
+    config = _without_limits(model_config)
     rows = sorted(
         [name, [int(d) for d in shape], dtype]
         for name, shape, dtype in params
@@ -54,6 +54,15 @@ def fingerprint(
     )
     text = json.dumps([model_type, config, rows], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gemma-3's repeats them in ``text_config``."""
+    return {
+        k: _without_limits(v) if isinstance(v, Mapping) else v
+        for k, v in config.items()
+        if k not in RUNTIME_LIMITS
+    }
 
 
 def check_lib(metadata: Mapping[str, Any], artifact_dir: str | Path) -> None:

@@ -33,6 +33,10 @@ def stamp(value):
 def test_fingerprint_sees_the_graph_and_not_the_limits():
     one = fingerprint("llama", CONFIG, PARAMS)
     assert one == fingerprint("llama", {**CONFIG, "context_window_size": 1}, reversed(PARAMS))
+    inner = {**CONFIG, "text_config": {"hidden_size": 8, "context_window_size": 2048}}
+    shorter = {**inner, "text_config": {"hidden_size": 8, "context_window_size": 1}}
+    assert fingerprint("gemma3_text", inner, PARAMS) == fingerprint("gemma3_text", shorter, PARAMS)
+    assert fingerprint("gemma3_text", inner, PARAMS) != fingerprint("gemma3_text", CONFIG, PARAMS)
     assert one == fingerprint(
         "llama", CONFIG, [*PARAMS, ("a.q_calibration_scale", (1,), "float32")]
     )
