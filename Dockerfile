@@ -13,10 +13,11 @@ COPY mlc_bridge ./mlc_bridge
 COPY tir_schedules ./tir_schedules
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-# Everything but the linker: TVM's wheel brings compiler and runtime alike.
+# Everything but the linker: TVM's wheel brings compiler and runtime alike. Not [structured]: xgrammar
+# brings torch, and that gigabytes of CUDA.
 FROM python:3.13-slim AS runtime
 COPY --from=sources /wheels /wheels
-RUN pip install --no-cache-dir "$(ls /wheels/mlc_bridge-*.whl)[tvm,serve,structured]"
+RUN pip install --no-cache-dir "$(ls /wheels/mlc_bridge-*.whl)[tvm,serve]"
 RUN useradd --create-home bridge
 USER bridge
 EXPOSE 8000
@@ -26,5 +27,5 @@ CMD ["doctor"]
 FROM runtime AS build
 USER root
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-RUN pip install --no-cache-dir "$(ls /wheels/mlc_bridge-*.whl)[tvm,serve,structured,tokenizers]"
+RUN pip install --no-cache-dir "$(ls /wheels/mlc_bridge-*.whl)[tvm,serve,tokenizers]"
 USER bridge
