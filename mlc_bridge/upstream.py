@@ -179,6 +179,11 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     home = home_of(job.model_dir if job.source is None else job.source)
     model = _their_model(plan.arch.name)
     form = _FLOAT_FORMATS.get(plan.source.name, plan.source.name)
+    if plan.ckpt.renamed and form != plan.source.name:
+        raise ConfigError(
+            "MLC LLM's own loader does not read the text part of this multimodal checkpoint",
+            where=plan.ckpt.path, todo="Leave out --backend",
+        )  # fmt: skip
     if form == plan.source.name:  # our loader, with the plan that is already made
         model = replace(model, source={**model.source, form: lambda config, scheme: Bound(plan)})
     progress("convert", 0, plan.nbytes)

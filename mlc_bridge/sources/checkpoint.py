@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,13 +48,17 @@ QUANT_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.jso
 class Checkpoint:
     """Lazy index of a checkpoint; build it with ``Checkpoint.open``.
 
-    ``read_as``: the source that the user named, whose word goes over the config's.
+    ``read_as``: the source that the user named, whose word goes over the config's. A view of a
+    part of the file has ``renamed``, name's beginning here -> in the file, and ``outside``: tensors
+    that are none of it -> what they are.
     """
 
     path: Path
     config: dict[str, Any]
     entries: Mapping[str, Entry]
     read_as: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    outside: Mapping[str, str] = field(default_factory=dict)
     _maps: dict[Path, Array] = field(default_factory=dict, repr=False)
     _texts: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
@@ -80,6 +84,14 @@ class Checkpoint:
     def __contains__(self, name: object) -> bool:
         return name in self.entries
 
+    def stored(self, name: str) -> str:
+        """What the file, and settings that name layers, call this tensor or layer."""
+        return _renamed(name, self.renamed.items())
+
+    def named(self, stored: str) -> str:
+        """What a tensor or layer of the file is called here."""
+        return _renamed(stored, [(theirs, ours) for ours, theirs in self.renamed.items()])
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
 
@@ -104,12 +116,13 @@ class Checkpoint:
         e = self._entry(name)
         if shape is not None and e.shape != shape:
             raise SourceError(
-                "wrong shape", where=f"{e.file.name}: {name}", found=e.shape, expected=shape,
+                "wrong shape", where=f"{e.file.name}: {self.stored(name)}",
+                found=e.shape, expected=shape,
                 todo="The weights do not fit config.json, or the quantization settings are wrong",
             )  # fmt: skip
         if dtypes and e.dtype not in [np.dtype(d) for d in dtypes]:
             raise SourceError(
-                "wrong dtype", where=f"{e.file.name}: {name}", found=e.dtype,
+                "wrong dtype", where=f"{e.file.name}: {self.stored(name)}", found=e.dtype,
                 expected=" or ".join(str(np.dtype(d)) for d in dtypes),
             )  # fmt: skip
 
@@ -154,6 +167,15 @@ class Checkpoint:
             self._texts[pattern] = _read_json(files[0]) if files else {}
         return self._texts[pattern]
 
+    def described(self, pattern: str) -> dict[str, Any]:
+        """The JSON file whose keys are tensors of the file, under the names they have here."""
+        if not self.renamed:
+            return self.json(pattern)
+        if (key := f"{pattern} as named here") not in self._texts:
+            found = self.json(pattern).items()
+            self._texts[key] = {self.named(n): v for n, v in found if n not in self.outside}
+        return self._texts[key]
+
     def layers(self, suffix: str) -> tuple[str, ...]:
         """Module paths that own a tensor ``<path>.<suffix>``."""
         dot = f".{suffix}"
@@ -171,6 +193,15 @@ class Checkpoint:
                 mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
             self._maps[file] = np.frombuffer(mapped, np.uint8)
         return self._maps[file]
+
+
+def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for old, new in pairs:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+        if f"{name}." == old:
+            return new.removesuffix(".")
+    return name
 
 
 def _unwrapped(settings: dict[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,8 @@ def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
     for group in groups.values():
         targets = group.get("targets")
         targets = targets if isinstance(targets, list) else [targets]
-        rank = max((_rank(str(target), layer) for target in targets), default=0)
+        called = (layer, ckpt.stored(layer))
+        rank = max((_rank(str(t), name) for t in targets for name in called), default=0)
         if rank and (best is None or rank > best[0]):
             best = rank, group
     if best is None or not isinstance(best[1].get("weights"), dict):

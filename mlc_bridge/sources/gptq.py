@@ -135,7 +135,7 @@ class GPTQ(Source):
 
         Zeros that differ are an asymmetric layer whatever ``sym`` says, and read as they are.
         """
-        if _settings(ckpt.settings, layer).get("sym") is not True:
+        if _settings(ckpt.settings, ckpt.stored(layer)).get("sym") is not True:
             return
         half, found = 1 << (zero.packing.bits - 1), zero.unpack()
         if found.min() == found.max() != half:
@@ -148,7 +148,7 @@ class GPTQ(Source):
 
     def _layout(self, ckpt: Checkpoint, layer: str) -> tuple[Packing, Packing, int]:
         """Packing of codes and of zeros, and the group; all parts are held against each other."""
-        settings, qweight = _settings(ckpt.settings, layer), f"{layer}.qweight"
+        settings, qweight = _settings(ckpt.settings, ckpt.stored(layer)), f"{layer}.qweight"
         rows, n = ckpt.matrix(qweight, *WORDS)
         groups = ckpt.matrix(f"{layer}.scales", np.float16, ml_dtypes.bfloat16, np.float32)[0]
         bits = self._bits(ckpt, layer, said(settings, ("bits",)), n)

@@ -206,7 +206,7 @@ class MsModelSlim(Source):
 
 
 def _types(ckpt: Checkpoint) -> dict[str, Any]:
-    return ckpt.json("quant_model_description*.json")
+    return ckpt.described("quant_model_description*.json")
 
 
 def _slices(ckpt: Checkpoint, layer: str) -> tuple[str, ...]:

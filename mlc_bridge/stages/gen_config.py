@@ -35,6 +35,7 @@ from mlc_bridge.stages.recognise import (
     read_config,
     recognise,
 )
+from mlc_bridge.stages.text_part import text_config
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigRepor
             expected=1,
         )
     directory = _checkpoint_dir(job)
-    hf = read_config(directory)
+    hf = text_config(read_config(directory))
     tokenizer = TokenizerFiles.read(directory)
     model = _model(job)
     derived = _conversation(job, directory, hf, tokenizer)

@@ -126,7 +126,7 @@ def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> Checkpoi
         schemes, refused = _fits(ckpt, source, read)
         findings += (*refused, *source.findings(ckpt))
     parts = _parts(ckpt)
-    model_type = str(ckpt.config.get("model_type"))
+    model_type = str(ckpt.config.get("model_type"))  # of the text part
     return CheckpointReport(
         path=ckpt.path,
         model_type=model_type,

@@ -31,6 +31,7 @@ from mlc_bridge.stages.choose_scheme import AUTO, choose_scheme, form_of, nbytes
 from mlc_bridge.stages.kinds import kinds, nbytes
 from mlc_bridge.stages.left_out import left_out, same_values
 from mlc_bridge.stages.requantize import Requantize
+from mlc_bridge.stages.text_part import text_config, text_part, told
 
 NOTHING = Requantize()
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -132,15 +133,15 @@ class Surveyed:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know."""
-        told = [self.untied] if self.untied else []
+        notes = [*told(self.ckpt.outside), *([self.untied] if self.untied else [])]
         if split := self.config.split_layers:
-            told.append(
+            notes.append(
                 f"{len(split)} fused layers (the first is {split[0]}) stand apart as in the "
                 "checkpoint: no single weight holds their parts exactly"
             )
         if keys := self.arch.unused(self.ckpt.config):
-            told.append(f"unknown in config.json, not used: {', '.join(keys)}")
-        return tuple(told)
+            notes.append(f"unknown in config.json, not used: {', '.join(keys)}")
+        return tuple(notes)
 
 
 def recognise(
@@ -196,7 +197,7 @@ def describe(
             where=home,
             todo="Name one with --quantization",
         )
-    config_json = read_config(home)
+    config_json = text_config(read_config(home))
     arch = architecture(config_json, home)
     return Model(arch, arch.config(config_json, **(limits or {})), SCHEMES[quantization])
 
@@ -214,9 +215,9 @@ def has_weights(model_dir: str | Path) -> bool:
 
 
 def open_checkpoint(model_dir: str | Path, source: str | Path | None = None) -> Checkpoint:
-    """Config of ``model_dir`` and weights of ``source``, or of ``model_dir`` itself."""
+    """Config of ``model_dir`` and weights of ``source``, or of ``model_dir``; the text part."""
     path = resolve(model_dir if source is None else source)
-    return Checkpoint.open(path, config_dir=home_of(model_dir))
+    return text_part(Checkpoint.open(path, config_dir=home_of(model_dir)))
 
 
 def detected(ckpt: Checkpoint, source_format: str = AUTO) -> tuple[Checkpoint, Source]:
@@ -229,13 +230,11 @@ def detected(ckpt: Checkpoint, source_format: str = AUTO) -> tuple[Checkpoint, S
 
 
 def architecture(config_json: Mapping[str, Any], home: Path) -> Arch:
-    """The architecture; a multimodal checkpoint names its text model in ``text_config``."""
-    inner = config_json.get("text_config")
-    blocks = (config_json, inner if isinstance(inner, dict) else {})
-    named = [str(block["model_type"]) for block in blocks if block.get("model_type")]
+    """The architecture that config.json names, of a multimodal checkpoint its text model's."""
+    named = text_config(config_json).get("model_type")
     if not named:
         raise ConfigError("there is no model_type", where=home / "config.json")
-    return MODELS[next((name for name in named if name in MODELS), named[0])]
+    return MODELS[str(named)]
 
 
 def read_config(home: Path, name: str = "config.json") -> dict[str, Any]:
@@ -281,7 +280,8 @@ def survey(
     source.check_whole(ckpt)
     for weight in table:
         _check(ckpt, source, weight)
-    return Surveyed(ckpt, source, arch, given, left_out(ckpt, source, table), untied)
+    left = {**ckpt.outside, **left_out(ckpt, source, table)}
+    return Surveyed(ckpt, source, arch, given, left, untied)
 
 
 def _untied(ckpt: Checkpoint, source: Source, arch: Arch, given: Mapping[str, Any]) -> str | None:

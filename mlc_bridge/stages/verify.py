@@ -216,11 +216,16 @@ class _Ours:
 
 
 class _Reference:
-    """Hugging Face's model in float32 with the checkpoint's weights."""
+    """Hugging Face's model in float32 with the checkpoint's weights.
+
+    A multimodal one is there whole; what sees is left as it was made, as it is never asked.
+    """
 
     def __init__(self, ckpt: Checkpoint, source: Source) -> None:
         import torch
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as TEXT
+        from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as WHOLE
+        from transformers import AutoConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -228,21 +233,19 @@ class _Reference:
         weights = sum(w.n * max(w.k, 1) * max(w.experts, 1) for w in found.weights)
         require_memory(BYTES_PER_WEIGHT * weights, "the float32 weights of the reference")
         config = AutoConfig.from_pretrained(ckpt.path)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
+        for block in (config, config.get_text_config()):
+            vars(block).pop("quantization_config", None)
         if found.untied:
             config.tie_word_embeddings = False
+        read = _weights(ckpt, source)
+        family = (TEXT if type(config) in TEXT else WHOLE)[type(config)]
         # from_pretrained, because it knows how each version of a model stores its experts.
-        self._model = (
-            MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            .from_pretrained(
-                None,
-                config=config,
-                state_dict={k: torch.from_numpy(w) for k, w in _weights(ckpt, source)},
-                dtype=torch.float32,
-            )
-            .eval()
-        )
+        self._model = family.from_pretrained(
+            None,
+            config=config,
+            state_dict={ckpt.stored(name): torch.from_numpy(w) for name, w in read},
+            dtype=torch.float32,
+        ).eval()
         self._torch = torch
 
     def logits(self, ids: Array) -> Array:
@@ -253,7 +256,7 @@ class _Reference:
 
 
 def _weights(ckpt: Checkpoint, source: Source) -> Iterator[tuple[str, Array]]:
-    """Every weight under HF's name, dequantized to float32."""
+    """Every weight of the text model, dequantized to float32."""
     quantized = set(source.layers(ckpt))
     parts = {part for layer in quantized for part in source.parts(ckpt, layer)}
     aside = set(source.aside(ckpt))

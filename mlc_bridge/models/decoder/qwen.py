@@ -56,7 +56,7 @@ def qwen_fields(flat: Mapping[str, Any], largest_chunk: int) -> dict[str, Any]:
     if flat.get("sliding_window") and windowed:
         hf_config.expect(flat, "use_sliding_window", (False, None))
     hf_config.local_layers(flat, 1)
-    hf_config.rope_scaling(flat, ())
+    hf_config.rope_scaling(flat, ("mrope",))  # of a text prompt, whose positions are equal: plain
     return {
         **common(flat, largest_chunk),
         "hidden_act": hf_config.expect(flat, "hidden_act", ("silu",), default="silu"),
