@@ -16,6 +16,7 @@ from mlc_bridge.engine import memory
 from mlc_bridge.errors import ArtifactError, ConfigError
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages import verify
+from mlc_bridge.stages.recognise import detected, open_checkpoint
 
 
 def test_dry_run_is_the_plan_and_writes_nothing(example_awq: Path, tmp_path: Path) -> None:
@@ -95,4 +96,4 @@ def test_verify_refuses_a_reference_that_does_not_fit(
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
     with pytest.raises(ArtifactError, match="reference do not fit into memory"):
-        verify._Reference(verify.VerifyJob("unused", example_awq))
+        verify._Reference(*detected(open_checkpoint(example_awq)))
