@@ -17,11 +17,12 @@ from safetensors.numpy import load_file, save_file
 from test_recognise import one_answer
 from tool_layouts import settings
 
-from mlc_bridge import ConvertJob, InspectJob, convert_weight, inspect_checkpoint
+from mlc_bridge import BuildJob, ConvertJob, InspectJob, build, convert_weight, inspect_checkpoint
 from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.errors import ConfigError, SourceError
 from mlc_bridge.sources import Checkpoint, detect
 from mlc_bridge.stages.recognise import open_checkpoint, recognise
+from mlc_bridge.stages.verify import VerifyJob, verify
 
 TEXT = {
     "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -116,6 +117,20 @@ def _same_weights(model: Any, home: Path, out: Path) -> None:
         if weight.bias:
             biases = np.concatenate([state[f"{s}.bias"].numpy() for s in weight.sources])
             np.testing.assert_array_equal(cache_.array(f"{weight.path}.bias"), biases)
+
+
+def test_logits_are_those_of_the_whole_model(made: Any, tmp_path: Path) -> None:
+    """Qwen2.5-VL in float32, mrope and all, against its own class."""
+    _, home = made("qwen2_5_vl")
+    build(BuildJob(home, tmp_path / "mlc", conv_template="LM", prefill_chunk_size=48))
+    report = verify(VerifyJob(tmp_path / "mlc", home, tokens=128, window=64))
+    found = report.behaviour
+    assert report.weights.exact == report.weights.weights
+    assert found is not None
+    assert found.tokens == 128
+    assert found.reference_perplexity > 10
+    assert found.logit_difference < 1e-3
+    assert found.kl < 1e-6
 
 
 def test_a_flat_config_says_the_same(made: Any, tmp_path: Path) -> None:
