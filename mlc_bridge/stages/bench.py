@@ -29,8 +29,8 @@ from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.models import MODELS
 from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
-from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 
 
@@ -67,7 +67,7 @@ class BenchReport(Record):
     speeds: Annotated[tuple[Speed, ...], "Every measurement."]
 
 
-@logged
+@door
 def bench(job: BenchJob, progress: Progress = silent) -> BenchReport:
     """Measure. Raises what the artifact and the engine raise."""
     job = located(job)

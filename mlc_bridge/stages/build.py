@@ -55,9 +55,9 @@ from mlc_bridge.stages.convert_weight import (
     convert_weight,
     plan_weights,
 )
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
 from mlc_bridge.stages.history import remember
-from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import Recognised
 
@@ -128,7 +128,7 @@ class BuildReport(Record):
     times: Annotated[dict[str, float], "Seconds by stage."]
 
 
-@logged
+@door
 def build(
     job: BuildJob,
     progress: Progress = silent,
@@ -342,7 +342,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such recipe", where=path) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot be read as YAML: {error}", where=path) from error
     if not isinstance(found, dict):
         raise ConfigError("must hold key: value lines", where=path)

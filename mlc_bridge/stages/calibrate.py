@@ -53,8 +53,8 @@ from mlc_bridge.stages.calibration_run import (
     in_own_thread,
     observing,
 )
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
-from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.observers import OBSERVERS, Fit, Histogram, fit, scale_of
 from mlc_bridge.stages.progress import Progress, silent
 
@@ -125,7 +125,7 @@ class Plan:
         return sum(len(sample.ids) for sample in self.samples)
 
 
-@logged
+@door
 def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport:
     """Calibrate ``job.model_dir`` into ``job.output``.
 

@@ -36,8 +36,8 @@ from mlc_bridge.models.arch import parameters
 from mlc_bridge.record import Record
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
-from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class CompilePlan:
         return build_key(described, [*COMPILER, *_schedules(), *own])
 
 
-@logged
+@door
 def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport:
     """Compile the model of an artifact directory.
 

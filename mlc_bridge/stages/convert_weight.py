@@ -27,7 +27,7 @@ from mlc_bridge.packing import Array
 from mlc_bridge.record import Record
 from mlc_bridge.schemes import Spec
 from mlc_bridge.stages import wishes
-from mlc_bridge.stages.logged import logged
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import Recognised, recognise
 from mlc_bridge.stages.requantize import Requantize
@@ -103,7 +103,7 @@ def plan_weights(job: ConvertJob) -> Recognised:
     )
 
 
-@logged
+@door
 def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertReport:
     """Convert the weights of a checkpoint into ``job.output``.
 

@@ -24,7 +24,7 @@ from mlc_bridge.artifact.workspace import Workspace, refuse_overlap, told
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
-from mlc_bridge.stages.logged import logged
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import (
     Model,
@@ -81,7 +81,7 @@ class GenConfigReport(Record):
     notes: Annotated[tuple[str, ...], "What the user should know."]
 
 
-@logged
+@door
 def gen_config(job: GenConfigJob, progress: Progress = silent) -> GenConfigReport:
     """Write the config and tokenizer files of ``job.output``.
 

@@ -33,8 +33,8 @@ from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.check_bytes import files_said, weights_said
 from mlc_bridge.stages.compare_weights import compare_weights
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
-from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint
 
@@ -140,7 +140,7 @@ def inspect_artifact(directory: str | Path, *, load_lib: bool = False) -> Artifa
     )
 
 
-@logged
+@door
 def check_artifact(job: CheckJob, progress: Progress = silent) -> CheckReport:
     """Everything an engine needs, each with its answer; never raises for what it finds."""
     job = located(job)

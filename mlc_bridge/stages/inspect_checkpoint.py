@@ -28,8 +28,8 @@ from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.sources import SOURCES, Checkpoint, Evidence, Source
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.choose_scheme import refusal
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.kinds import kinds
-from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
 
@@ -108,7 +108,7 @@ class CheckpointReport(Record):
     verdict: Annotated[str, "What build would do with it; inspect on the command line asks."] = ""
 
 
-@logged
+@door
 def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> CheckpointReport:
     """Look at a checkpoint without converting it. Raises ``SourceError`` where it is damaged."""
     ckpt = open_checkpoint(job.model_dir)

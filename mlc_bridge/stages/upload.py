@@ -19,8 +19,8 @@ from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
-from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 
 CARD = "README.md"
@@ -47,7 +47,7 @@ class UploadReport(Record):
     nbytes: Annotated[int, "Bytes of the model's files."]
 
 
-@logged
+@door
 def upload(job: UploadJob, progress: Progress = silent) -> UploadReport:
     """Upload a model. Raises ArtifactError for the directory, and for what the hub refuses."""
     from huggingface_hub import CommitOperationAdd, HfApi

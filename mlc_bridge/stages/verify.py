@@ -37,8 +37,8 @@ from mlc_bridge.record import Record
 from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.compare_weights import compare_weights
+from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
-from mlc_bridge.stages.logged import logged
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
 from mlc_bridge.stages.weights_report import WeightsReport
@@ -141,7 +141,7 @@ class _Sums:
         self.difference = max(self.difference, float(np.abs(ours - theirs).max()))
 
 
-@logged
+@door
 def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
     """Compare. Raises ``MissingDependency``, and what checkpoint, artifact or engine raise."""
     if not job.weights_only:
