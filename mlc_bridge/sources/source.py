@@ -20,6 +20,8 @@ CACHE_SCALES = (
     *(f".{part}_{what}" for part in "qkv" for what in ("scale", "zero_point")),
     ".kv_cache_scale",
     ".kv_scale",
+    ".kv_cache_scaling_factor",
+    *(f".{part}_cache_scale" for part in "kv"),
     ".output_scale",  # of k_proj and v_proj: what goes into the cache
     ".output_zero_point",
     ".prob_output_scale",

@@ -141,7 +141,16 @@ def test_zero_point_beyond_its_bits(tmp_path: Path) -> None:
         detect(ckpt).read(ckpt, name.rpartition(".")[0])
 
 
-@pytest.mark.parametrize("name", ["kv_scale", "k_proj.output_scale", "attn.prob_output_scale"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kv_scale",
+        "k_proj.output_scale",
+        "attn.prob_output_scale",
+        "kv_cache_scaling_factor",
+        "v_cache_scale",
+    ],
+)
 def test_other_names_of_cache_scales_are_carried(tmp_path: Path, name: str) -> None:
     tensors = load_file(GOLDEN / "gptq/w4-g32-sym-v2/model.safetensors")
     tensors[f"model.layers.0.self_attn.{name}"] = np.ones(1, np.float32)
