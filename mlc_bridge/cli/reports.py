@@ -186,6 +186,8 @@ def verification(found: VerifyReport) -> None:
     behaviour = [] if said is None else [
         ("positions", said.tokens),
         ("KL divergence", f"{said.kl:.3g} nats, {said.kl_max:.3g} at most"),
+        ("token by token", f"{said.decode_kl:.3g} nats, {said.decode_kl_max:.3g} at most"
+         if said.decoded else None),
         ("top-1 agreement", f"{said.top1:.2%}"),
         ("perplexity", f"{said.perplexity:.3f}, reference {said.reference_perplexity:.3f}"),
         ("logits differ by", f"{said.logit_difference:.3g} at most"),

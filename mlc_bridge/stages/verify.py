@@ -45,6 +45,7 @@ from mlc_bridge.stages.weights_report import WeightsReport
 
 TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
 
+DECODED = 32  # tokens of the first window that are also computed one by one
 BYTES_PER_WEIGHT = 6
 """What the reference takes at its peak: a 7B model needed 40 GB."""
 
@@ -91,11 +92,16 @@ class Behaviour(Record):
     perplexity: Annotated[float, "Of the compiled model."]
     reference_perplexity: Annotated[float, "Of the checkpoint in float32."]
     logit_difference: Annotated[float, "Largest difference of a logit."]
+    decoded: Annotated[int, "Positions also computed one token at a time."] = 0
+    decode_kl: Annotated[float, "Mean KL divergence of those, nats."] = 0.0
+    decode_kl_max: Annotated[float, "Largest KL divergence of those, nats."] = 0.0
 
     def failures(self, job: VerifyJob) -> Iterator[str]:
         """The thresholds of ``job`` that are not met, in words."""
         if not self.kl <= job.max_kl:
             yield f"KL {self.kl:.3g}, at most {job.max_kl:g}"
+        if not self.decode_kl <= job.max_kl:
+            yield f"KL {self.decode_kl:.3g} token by token, at most {job.max_kl:g}"
         if job.min_top1 is not None and not self.top1 >= job.min_top1:
             yield f"top-1 agreement {self.top1:.4g}, at least {job.min_top1:g}"
         ratio = self.perplexity / self.reference_perplexity
@@ -163,12 +169,17 @@ def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
 def _behaviour(
     job: VerifyJob, windows: Sequence[Array], reference: _Reference, progress: Progress
 ) -> Behaviour:
-    sums = _Sums()
+    sums, decode = _Sums(), _Sums()
     with ThreadPoolExecutor(1) as own_thread:  # TVM keeps one pool per calling thread
         ours = own_thread.submit(_Ours, job).result()
         for done, ids in enumerate(windows):
             progress("verify", done, len(windows))
-            sums.add(own_thread.submit(ours.logits, ids).result(), reference.logits(ids), ids)
+            theirs = reference.logits(ids)
+            sums.add(own_thread.submit(ours.logits, ids).result(), theirs, ids)
+            if done == 0:
+                rows = own_thread.submit(ours.decoded, ids).result()
+                if len(rows):
+                    decode.add(rows, theirs[-len(rows) :], ids[-len(rows) :])
     progress("verify", len(windows), len(windows))
     return Behaviour(
         tokens=sums.count,
@@ -178,6 +189,9 @@ def _behaviour(
         perplexity=math.exp(sums.loss / sums.predicted),
         reference_perplexity=math.exp(sums.reference_loss / sums.predicted),
         logit_difference=sums.difference,
+        decoded=decode.count,
+        decode_kl=decode.kl / max(decode.count, 1),
+        decode_kl_max=decode.kl_max,
     )
 
 
@@ -213,6 +227,22 @@ class _Ours:
         ]
         self._runtime.remove(0)
         return np.concatenate(parts)
+
+    def decoded(self, ids: Array) -> Array:
+        """float32 ``[m, vocab]`` of the last m tokens one by one: other kernels than a prompt's.
+
+        None of them where the engine would compute the sequence anew on the way.
+        """
+        rest = len(ids) - min(DECODED, len(ids) // 2)
+        limits = self._runtime.limits
+        if limits.crosses(rest, len(ids)):
+            return np.empty((0, 0), np.float32)
+        self._runtime.add(0)
+        for at in range(0, rest, limits.prefill_chunk):
+            self._runtime.prefill([0], [ids[at : min(at + limits.prefill_chunk, rest)].tolist()])
+        rows = [np.array(self._runtime.decode([0], [token])[0]) for token in ids[rest:].tolist()]
+        self._runtime.remove(0)
+        return np.stack(rows)
 
 
 class _Reference:

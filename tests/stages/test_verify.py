@@ -32,6 +32,9 @@ def test_the_checkpoint_itself_passes(model: Path, example_awq: Path) -> None:
     assert said is not None
     assert said.tokens == 512
     assert said.kl < 1e-4
+    assert said.decoded == 32
+    assert 0 < said.decode_kl < 1e-4
+    assert said.decode_kl <= said.decode_kl_max < 1e-3
     assert said.top1 > 0.99
     assert said.perplexity == pytest.approx(said.reference_perplexity, rel=1e-3)
 
@@ -55,6 +58,10 @@ def test_thresholds(threshold: str, value: float, said: str) -> None:
     assert not list(seen.failures(VerifyJob("m", "c", **lax)))
     (failure,) = seen.failures(VerifyJob("m", "c", **{**lax, threshold: value}))
     assert failure.startswith(said)
+    slow = replace(seen, decode_kl=2.0)
+    assert [f.split(",")[0] for f in slow.failures(VerifyJob("m", "c", **lax))] == [
+        "KL 2 token by token"
+    ]
     broken = replace(seen, kl=math.nan, top1=math.nan, perplexity=math.nan)
     assert len(list(broken.failures(VerifyJob("m", "c", **lax)))) == 3
     with pytest.raises(ConfigError, match="--" + threshold.replace("_", "-")):
