@@ -86,8 +86,9 @@ class ChatConfig(BaseModel):
                 where=path,
                 todo="Write it with: mlc-bridge gen-config MODEL_DIR -o " + str(directory),
             ) from None
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"cannot be read ({error})", where=path) from error
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            why = getattr(error, "strerror", None) or error
+            raise ArtifactError(f"cannot be read ({why})", where=str(path)[:200]) from error
         chat = checked(cls, json_object(text, path, ArtifactError), path, ArtifactError)
         stamp_of(chat.model_extra or {}, path)
         return chat
