@@ -60,6 +60,23 @@ def bounds(upper: Mapping[str, int]) -> Pass:
     return module_pass("Bounds", rewrite)
 
 
+def recorded_batches() -> Pass:
+    """Lets ``batch_decode`` be recorded as CUDA graphs, one for each batch size that occurs.
+
+    TVM records only what has constant shapes; ``decode`` has; here the named size counts as one.
+    """
+    hint = {"relax.rewrite_cuda_graph.capture_symbolic_vars": ["batch_size"]}
+
+    def rewrite(mod: IRModule) -> IRModule:
+        mod = mod.clone()
+        for var, func in mod.functions_items():
+            if isinstance(func, relax.Function) and var.name_hint == "batch_decode":
+                mod[var] = func.with_attrs(hint)
+        return mod
+
+    return module_pass("RecordedBatches", rewrite)
+
+
 def without_tensor_cores() -> Pass:
     """Keeps TVM's tensor-core rule off the linear layers that our own rule leaves to it.
 

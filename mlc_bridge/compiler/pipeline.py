@@ -124,7 +124,7 @@ def plan(unit: Unit) -> list[Pass]:
 
 def lower(target: Target, cuda_graph: bool = True) -> list[Pass]:
     recorded = cuda_graph and target.kind.name == "cuda"
-    graphs = [transform.RewriteCUDAGraph()] if recorded else []
+    graphs = [passes.recorded_batches(), transform.RewriteCUDAGraph()] if recorded else []
     return [
         *graphs,
         transform.LowerAllocTensor(),
@@ -157,7 +157,8 @@ def compile_module(
     """
     mod = unit.mod
     context = PassContext(
-        config={"tirx.disable_cse_tir": True},
+        # RewriteCUDAGraph does nothing without the second.
+        config={"tirx.disable_cse_tir": True, "relax.backend.use_cuda_graph": unit.cuda_graph},
         disabled_pass=IDLE_ON_CPUS if target.kind.name == "llvm" else (),
         instruments=[_BeforePass(between)],
     )
