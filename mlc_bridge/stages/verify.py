@@ -9,7 +9,8 @@ every position, over the whole vocabulary:
     KL = mean sum_v p(v) (log p(v) - log q(v)),   p the reference, q the lib, in nats
     top-1 agreement, perplexity of both, largest difference of two logits
 
-Needs torch and transformers (the extra ``torch``) and memory for the float32 model.
+Needs torch and transformers (the extra ``torch``). Where the float32 model does not fit into memory
+it is computed layer by layer (``reference.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,28 +28,26 @@ from typing import Annotated
 import numpy as np
 
 from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
-from mlc_bridge.engine.memory import require_memory
 from mlc_bridge.engine.runtime import Runtime
 from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.errors import ConfigError, MissingDependency
 from mlc_bridge.packing import Array
-from mlc_bridge.qtensor import QTensor
 from mlc_bridge.record import Record
-from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages import wishes
 from mlc_bridge.stages.compare_weights import compare_weights
 from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
-from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
+from mlc_bridge.stages.recognise import detected, open_checkpoint
+from mlc_bridge.stages.reference import WHOLE, Reference, open_reference
 from mlc_bridge.stages.weights_report import WeightsReport
 
 TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
 
 DECODED = 32  # tokens of the first window that are also computed one by one
-BYTES_PER_WEIGHT = 6
-"""What the reference takes at its peak: a 7B model needed 40 GB."""
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class VerifyJob(Record):
     weights_only: Annotated[
         bool, "Compare the stored weights alone, without library and torch."
     ] = False
+    max_memory: Annotated[
+        str | None, "Memory to use, as in 8GB; beyond it the reference goes layer by layer."
+    ] = None
     max_kl: Annotated[float, "KL divergence (nats) that still passes."] = 1e-3
     min_top1: Annotated[float | None, "Top-1 agreement (0 to 1) that still passes."] = None
     max_ppl_ratio: Annotated[
@@ -95,6 +98,7 @@ class Behaviour(Record):
     decoded: Annotated[int, "Positions also computed one token at a time."] = 0
     decode_kl: Annotated[float, "Mean KL divergence of those, nats."] = 0.0
     decode_kl_max: Annotated[float, "Largest KL divergence of those, nats."] = 0.0
+    reference: Annotated[str, "How the checkpoint was computed: whole, or layer by layer."] = WHOLE
 
     def failures(self, job: VerifyJob) -> Iterator[str]:
         """The thresholds of ``job`` that are not met, in words."""
@@ -153,6 +157,7 @@ def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
     if not job.weights_only:
         _require_torch()
     _check_thresholds(job)
+    limit = nbytes_of(job.max_memory)
     job = located(job)
     windows = () if job.weights_only else _windows(job)
     ckpt, source = detected(open_checkpoint(job.checkpoint, job.source), job.source_format)
@@ -161,20 +166,23 @@ def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
         return VerifyReport(False, (f"weights: {weights.verdict}",), weights, None)
     if job.weights_only:
         return VerifyReport(True, (), weights, None)
-    behaviour = _behaviour(job, windows, _Reference(ckpt, source), progress)
+    size = sum(record.nbytes for record in read_index(job.model_dir).records.values())
+    ids, count = len(windows[0]), len(windows)
+    reference = open_reference(ckpt, source, ids, ids * count, beside=size, max_memory=limit)
+    behaviour = _behaviour(job, windows, reference, progress)
     failures = tuple(behaviour.failures(job))
     return VerifyReport(not failures, failures, weights, behaviour)
 
 
 def _behaviour(
-    job: VerifyJob, windows: Sequence[Array], reference: _Reference, progress: Progress
+    job: VerifyJob, windows: Sequence[Array], reference: Reference, progress: Progress
 ) -> Behaviour:
     sums, decode = _Sums(), _Sums()
     with ThreadPoolExecutor(1) as own_thread:  # TVM keeps one pool per calling thread
         ours = own_thread.submit(_Ours, job).result()
-        for done, ids in enumerate(windows):
+        answers = reference.logits(windows, progress)
+        for done, (ids, theirs) in enumerate(zip(windows, answers, strict=True)):
             progress("verify", done, len(windows))
-            theirs = reference.logits(ids)
             sums.add(own_thread.submit(ours.logits, ids).result(), theirs, ids)
             if done == 0:
                 rows = own_thread.submit(ours.decoded, ids).result()
@@ -192,6 +200,7 @@ def _behaviour(
         decoded=decode.count,
         decode_kl=decode.kl / max(decode.count, 1),
         decode_kl_max=decode.kl_max,
+        reference=reference.how,
     )
 
 
@@ -206,6 +215,16 @@ def _check_thresholds(job: VerifyJob) -> None:
         if not sound:
             wanted = "0 to 1" if name == "--min-top1" else "a number above zero"
             raise ConfigError("no such threshold", where=name, found=value, expected=wanted)
+
+
+def nbytes_of(text: str | None) -> int | None:
+    """``8GB``, ``500 MiB`` or a plain number as bytes. Raises ConfigError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmg]i?b)?", text.strip().lower())
+    if found is None:
+        raise ConfigError("no size", where="--max-memory", found=text, expected="one as in 8GB")
+    return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 class _Ours:
@@ -243,64 +262,6 @@ class _Ours:
         rows = [np.array(self._runtime.decode([0], [token])[0]) for token in ids[rest:].tolist()]
         self._runtime.remove(0)
         return np.stack(rows)
-
-
-class _Reference:
-    """Hugging Face's model in float32 with the checkpoint's weights.
-
-    A multimodal one is there whole; what sees is left as it was made, as it is never asked.
-    """
-
-    def __init__(self, ckpt: Checkpoint, source: Source) -> None:
-        import torch
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as TEXT
-        from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as WHOLE
-        from transformers import AutoConfig
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        found = survey(ckpt, source)
-        weights = sum(w.n * max(w.k, 1) * max(w.experts, 1) for w in found.weights)
-        require_memory(BYTES_PER_WEIGHT * weights, "the float32 weights of the reference")
-        config = AutoConfig.from_pretrained(ckpt.path)
-        for block in (config, config.get_text_config()):
-            vars(block).pop("quantization_config", None)
-        if found.untied:
-            config.tie_word_embeddings = False
-        read = _weights(ckpt, source)
-        family = (TEXT if type(config) in TEXT else WHOLE)[type(config)]
-        # from_pretrained, because it knows how each version of a model stores its experts.
-        self._model = family.from_pretrained(
-            None,
-            config=config,
-            state_dict={ckpt.stored(name): torch.from_numpy(w) for name, w in read},
-            dtype=torch.float32,
-        ).eval()
-        self._torch = torch
-
-    def logits(self, ids: Array) -> Array:
-        with self._torch.inference_mode():
-            out = self._model(self._torch.from_numpy(ids[None]).long()).logits[0]
-        found: Array = out.float().numpy()
-        return found
-
-
-def _weights(ckpt: Checkpoint, source: Source) -> Iterator[tuple[str, Array]]:
-    """Every weight of the text model, dequantized to float32."""
-    quantized = set(source.layers(ckpt))
-    parts = {part for layer in quantized for part in source.parts(ckpt, layer)}
-    aside = set(source.aside(ckpt))
-    for layer in quantized:
-        read = source.read(ckpt, layer)
-        dense = read.dequantize() if isinstance(read, QTensor) else read
-        yield f"{layer}.weight", np.array(dense, np.float32)
-        bias = source.bias(ckpt, layer)
-        if bias is not None:
-            yield f"{layer}.bias", np.array(bias, np.float32)
-            parts.add(f"{layer}.bias")
-    for name in ckpt.names:
-        if name not in parts and name not in aside:
-            yield name, np.array(ckpt.tensor(name), np.float32)
 
 
 def _windows(job: VerifyJob) -> Sequence[Array]:

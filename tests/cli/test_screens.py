@@ -12,11 +12,8 @@ from typer.testing import CliRunner
 from mlc_bridge import BuildPlan, CompileJob, GenConfigJob, compile_model, gen_config
 from mlc_bridge.cli import progress
 from mlc_bridge.cli.app import app
-from mlc_bridge.engine import memory
-from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.errors import ConfigError
 from mlc_bridge.schemes import SCHEMES
-from mlc_bridge.stages import verify
-from mlc_bridge.stages.recognise import detected, open_checkpoint
 
 
 def test_dry_run_is_the_plan_and_writes_nothing(example_awq: Path, tmp_path: Path) -> None:
@@ -89,11 +86,3 @@ def test_near_words_are_named() -> None:
         SCHEMES["q4f16_autoaqw"]
     assert "Did you mean 'build'" in CliRunner().invoke(app, ["biuld"]).output
     assert "--quantization" in CliRunner().invoke(app, ["build", "--quantisation", "x"]).output
-
-
-def test_verify_refuses_a_reference_that_does_not_fit(
-    example_awq: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
-    with pytest.raises(ArtifactError, match="reference do not fit into memory"):
-        verify._Reference(*detected(open_checkpoint(example_awq)))
