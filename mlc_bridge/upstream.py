@@ -346,7 +346,7 @@ class Loader:
         for item in encoded(self.plan, Requantize()):
             for suffix, array in item.params.items():
                 tensor = tvm.runtime.tensor(np.ascontiguousarray(array), device)
-                yield f"{item.weight.path}.{suffix}", tensor
+                yield item.weight.parameter(suffix), tensor
 
 
 def _planner(arch: Arch, source: str) -> Callable[[Any, Any], Bound]:
@@ -390,7 +390,10 @@ def _awq_params(
     weight: Weight, quantizes: Callable[[Any], bool]
 ) -> Iterator[tuple[str, list[str], Callable[..., Array]]]:
     """(MLC name, tensors on disk, how they are joined) of one weight."""
-    packed = weight.role != "norm" and quantizes(weight.role)
+    if weight.role == "plain":
+        yield weight.path, [*weight.sources], lambda a: a.reshape(weight.shape).astype(np.float32)
+        return
+    packed = weight.tensor is None and quantizes(weight.role)
     parts = max(len(weight.rows), 1)
     for suffix in ("qweight", "qzeros", "scales") if packed else ("weight",):
         names = [f"{layer}.{suffix}" for layer in weight.sources]
@@ -463,7 +466,7 @@ def _lib_fingerprint(chat: ChatConfig) -> str:
     arch, scheme = MODELS[chat.model_type], SCHEMES[chat.quantization]
     config = arch.config(chat.arch_config)
     params = [
-        (f"{w.path}.{suffix}", spec.shape, spec.dtype)
+        (w.parameter(suffix), spec.shape, spec.dtype)
         for w in arch.weights(config)
         for suffix, spec in parameters(w, scheme, config.float_layers).items()
     ]

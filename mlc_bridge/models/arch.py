@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mlc_bridge.models.decoder.state import State
 
 
+Kind = Role | Literal["norm", "plain"]
+
+
 @dataclass(frozen=True)
 class Weight:
     """One weight as MLC names it, and the checkpoint layers that make it.
@@ -27,14 +30,16 @@ class Weight:
     A norm has ``k == 0`` and shape ``[n]``. ``bias`` says that the layer also has a bias ``[n]``.
     ``offset`` is added to the source's values before they are stored. With ``experts`` the layer is
     a stack: ``rows``, ``n`` and ``k`` describe one expert, ``sources`` name those of expert 0, then
-    of expert 1 and so on, and every stored array has the expert as its first axis.
+    of expert 1 and so on, and every stored array has the expert as its first axis. ``plain`` is a
+    tensor that is no layer's matrix or norm: both names are whole ones, without a suffix, and it is
+    stored as float32, as it decides (a router's correction, say) rather than multiplies.
     """
 
     path: str
     sources: tuple[str, ...]
     rows: tuple[int, ...]
     k: int
-    role: Role | Literal["norm"] = "linear"
+    role: Kind = "linear"
     bias: bool = False
     offset: float = 0.0
     experts: int = 0
@@ -44,17 +49,35 @@ class Weight:
         parts = len(self.rows)
         return self.sources[number * parts : (number + 1) * parts]
 
+    def parameter(self, suffix: str) -> str:
+        """Full name of what is stored under ``suffix``."""
+        return f"{self.path}.{suffix}" if suffix else self.path
+
+    @property
+    def tensor(self) -> str | None:
+        """The checkpoint's tensor, of a weight that no scheme has a say in."""
+        if self.role == "norm":
+            return f"{self.sources[0]}.weight"
+        return self.sources[0] if self.role == "plain" else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one expert, where there are experts."""
+        return (self.n, self.k) if self.k else (self.n,)
+
     @property
     def n(self) -> int:
         return sum(self.rows)
 
 
 def parameters(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> dict[str, Spec]:
-    """Suffix -> Spec of everything stored for ``weight``; the full name is ``path.suffix``.
+    """Suffix -> Spec of everything stored for ``weight``; full name: ``Weight.parameter``.
 
     The converter and the graph both ask here, so that weights and lib agree by construction.
     """
-    plain = Spec((weight.n, weight.k) if weight.k else (weight.n,), scheme.model_dtype)
+    if weight.role == "plain":
+        return {"": Spec(weight.shape, "float32")}
+    plain = Spec(weight.shape, scheme.model_dtype)
     quantized = is_quantized(weight, scheme, float_layers)
     params = (
         dict(for_role(scheme, weight.role).params(weight.n, weight.k))
@@ -72,7 +95,7 @@ def parameters(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ())
 
 def is_quantized(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> bool:
     """Whether ``weight`` is stored by the scheme rather than in the model dtype."""
-    if weight.role == "norm" or weight.path in float_layers:
+    if weight.role == "norm" or weight.role == "plain" or weight.path in float_layers:
         return False
     return scheme.quantizes(weight.role)
 

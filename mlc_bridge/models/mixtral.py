@@ -17,6 +17,7 @@ from mlc_bridge.models.decoder import (
     Norm,
     Pre,
     Rope,
+    Router,
     Settings,
     hf_config,
 )
@@ -74,10 +75,12 @@ class Mixtral(DecoderFamily):
         attention = Attention.of(config, rope=Rope(config.position_embedding_base))
         experts = Experts(
             count=config.num_local_experts,
-            chosen=config.num_experts_per_tok,
             inner=config.intermediate_size,
-            renormalize=True,
-            router=("moe.gate", "block_sparse_moe.gate"),
+            router=Router(
+                config.num_experts_per_tok,
+                renormalize=True,
+                gate=("moe.gate", "block_sparse_moe.gate"),
+            ),
             gate_up=(
                 "moe.e1_e3",
                 "block_sparse_moe.experts.{}.w1",

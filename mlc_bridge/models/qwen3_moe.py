@@ -15,6 +15,7 @@ from mlc_bridge.models.decoder import (
     Layer,
     Norm,
     Pre,
+    Router,
     Settings,
     hf_config,
 )
@@ -64,15 +65,8 @@ class Qwen3Moe(DecoderFamily):
         norm = Norm(config.rms_norm_eps)
         experts = Experts(
             count=config.num_experts,
-            chosen=config.num_experts_per_tok,
             inner=config.moe_intermediate_size,
-            renormalize=config.norm_topk_prob,
-            gate_up=(
-                "mlp.moe_gate_up_proj",
-                "mlp.experts.{}.gate_proj",
-                "mlp.experts.{}.up_proj",
-            ),
-            down=("mlp.moe_down_proj", "mlp.experts.{}.down_proj"),
+            router=Router(config.num_experts_per_tok, config.norm_topk_prob),
         )
         layer = Layer(qwen3_attention(config, norm), experts, Pre(norm))
         return Decoder.of(

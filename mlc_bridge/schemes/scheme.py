@@ -82,7 +82,7 @@ class Scheme(Protocol):
         ...
 
 
-def for_role(scheme: Scheme, role: Role | Literal["norm"]) -> Scheme:
+def for_role(scheme: Scheme, role: Role | Literal["norm", "plain"]) -> Scheme:
     """The scheme in whose layout weights of ``role`` lie, where a family has two of them.
 
     Such a scheme has a method ``for_role(role)``: MLC's KN schemes keep the embedding NK.

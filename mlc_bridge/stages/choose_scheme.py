@@ -26,9 +26,10 @@ AUTO = "auto"
 
 def form_of(weight: Weight, scheme: Scheme, *, quantized: bool = True) -> Scheme:
     """The scheme in whose form ``weight`` lies: its own for the role, or the model dtype's."""
-    if quantized and weight.role != "norm" and scheme.quantizes(weight.role):
-        return for_role(scheme, weight.role)
-    return BY_DTYPE[scheme.model_dtype]
+    if not quantized or weight.role == "norm" or weight.role == "plain":
+        return BY_DTYPE[scheme.model_dtype]
+    stored = scheme.quantizes(weight.role)
+    return for_role(scheme, weight.role) if stored else BY_DTYPE[scheme.model_dtype]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ so that it is found there too. One weight is in memory at a time, in float32. Ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,7 @@ def compare_weights(
     done = 0
     named = {difference.tensor for difference in found.differences}
     for weight in both.model.weights:
-        names = [f"{weight.path}.{suffix}" for suffix in both.model.params(weight)]
+        names = [weight.parameter(suffix) for suffix in both.model.params(weight)]
         if named.isdisjoint(names):
             _compare(both, weight, found)
         done += sum(both.cache.records[n].nbytes for n in names if n in both.cache.records)
@@ -89,7 +89,7 @@ class _Both:
     def params(self, weight: Weight) -> dict[str, Array]:
         """Stored arrays by suffix."""
         suffixes = self.model.params(weight)
-        return {suffix: self.cache.array(f"{weight.path}.{suffix}") for suffix in suffixes}
+        return {suffix: self.cache.array(weight.parameter(suffix)) for suffix in suffixes}
 
     def matrix(self, weight: Weight, layers: Sequence[str]) -> Matrix:
         """``layers`` make all of ``weight``, or one of its experts."""
@@ -140,8 +140,8 @@ def _compare(both: _Both, weight: Weight, found: Found) -> None:
     params, before = both.params(weight), len(found.differences)
     errors = len(found.rounded)
     found.weights += 1
-    if weight.role == "norm":
-        found.differences += _norm(both, weight, params["weight"])
+    if weight.tensor is not None:
+        found.differences += _vector(both, weight, weight.tensor, params)
     elif weight.experts:
         for e in range(weight.experts):
             one = {suffix: array[e] for suffix, array in params.items()}
@@ -154,17 +154,19 @@ def _compare(both: _Both, weight: Weight, found: Found) -> None:
     found.notes += _narrowed(both, weight)
 
 
-def _norm(both: _Both, weight: Weight, stored: Array) -> Iterator[Difference]:
-    layer = f"{weight.sources[0]}.weight"
-    wanted = both.ckpt.tensor(layer)
+def _vector(
+    both: _Both, weight: Weight, tensor: str, params: Mapping[str, Array]
+) -> Iterator[Difference]:
+    suffix = next(iter(params))
+    wanted = both.ckpt.tensor(tensor).reshape(weight.shape)
     if weight.offset:
         wanted = wanted + wanted.dtype.type(weight.offset)
-    yield from as_narrowed(f"{weight.path}.weight", layer, stored, wanted)
+    yield from as_narrowed(weight.parameter(suffix), tensor, params[suffix], wanted)
 
 
 def _bias(both: _Both, weight: Weight, stored: Array) -> Iterator[Difference]:
-    at = 0
-    for layer, n in zip(weight.sources, weight.rows, strict=True):
+    at, stored = 0, stored.reshape(-1)
+    for layer, n in zip(weight.sources, weight.rows * max(weight.experts, 1), strict=True):
         wanted = both.source.bias(both.ckpt, layer)
         wanted = np.zeros(n, stored.dtype) if wanted is None else wanted
         yield from as_narrowed(f"{weight.path}.bias", f"{layer}.bias", stored[at : at + n], wanted)

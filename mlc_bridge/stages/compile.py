@@ -364,7 +364,7 @@ def lib_metadata(
 
     beyond = config.restart_beyond
     params = [
-        (f"{weight.path}.{suffix}", spec.shape, spec.dtype)
+        (weight.parameter(suffix), spec.shape, spec.dtype)
         for weight in arch.weights(config)
         for suffix, spec in parameters(weight, scheme, config.float_layers).items()
     ]

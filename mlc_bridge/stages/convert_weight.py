@@ -159,7 +159,7 @@ def _write(writer: ShardWriter, item: Encoded, plan: Recognised, sizes: dict[str
     kind = "float linear" if weight.path in plan.config.float_layers else str(weight.role)
     writer.note(weight.path, told(item))
     for suffix, array in item.params.items():
-        name, spec = f"{weight.path}.{suffix}", specs[suffix]
+        name, spec = weight.parameter(suffix), specs[suffix]
         if array is None:
             writer.keep(name)
         else:

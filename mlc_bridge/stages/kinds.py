@@ -107,7 +107,7 @@ def matrices(weights: Sequence[Weight]) -> Iterator[Matrix]:
     for weight in weights:
         if weight.experts:
             yield from (Matrix(weight, weight.expert_sources(e)) for e in range(weight.experts))
-        elif weight.role != "norm":
+        elif weight.tensor is None:
             yield Matrix(weight, weight.sources)
 
 

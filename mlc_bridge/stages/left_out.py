@@ -24,7 +24,7 @@ def left_out(ckpt: Checkpoint, source: Source, weights: Sequence[Weight]) -> dic
     used = set(source.aside(ckpt))
     for weight in weights:
         for layer in weight.sources:
-            used |= {f"{layer}.weight"} if weight.role == "norm" else {*source.parts(ckpt, layer)}
+            used |= {weight.tensor} if weight.tensor else {*source.parts(ckpt, layer)}
             if weight.bias:
                 used.add(f"{layer}.bias")
     if all(weight.role != "lm_head" for weight in weights):

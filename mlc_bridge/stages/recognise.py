@@ -27,6 +27,7 @@ from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.sources import SOURCES, Checkpoint, Source, detect
 from mlc_bridge.sources.activation_order import folded
 from mlc_bridge.sources.hub import resolve
+from mlc_bridge.sources.source import FLOATS
 from mlc_bridge.stages.choose_scheme import AUTO, choose_scheme, form_of, nbytes_of, widened
 from mlc_bridge.stages.kinds import kinds, nbytes
 from mlc_bridge.stages.left_out import left_out, same_values
@@ -63,7 +64,7 @@ class Model:
     @cached_property
     def specs(self) -> dict[str, Spec]:
         """Full parameter name -> Spec, in the order in which they are written."""
-        return {f"{w.path}.{s}": spec for w in self.weights for s, spec in self.params(w).items()}
+        return {w.parameter(s): spec for w in self.weights for s, spec in self.params(w).items()}
 
     @property
     def fingerprint(self) -> str:
@@ -356,8 +357,8 @@ def _float_layers(
 
 def _check(ckpt: Checkpoint, source: Source, weight: Weight) -> None:
     """Headers only: every part of ``weight`` is there and has the shape that config.json wants."""
-    if weight.role == "norm":
-        ckpt.require(f"{weight.sources[0]}.weight", (weight.n,))
+    if weight.tensor is not None:
+        _check_vector(ckpt, weight, weight.tensor)
         return
     rows = weight.rows * max(weight.experts, 1)
     for layer, n in zip(weight.sources, rows, strict=True):
@@ -366,3 +367,10 @@ def _check(ckpt: Checkpoint, source: Source, weight: Weight) -> None:
             ckpt.require(f"{layer}.bias", (n,))
         elif weight.bias and source.bias(ckpt, layer) is None:
             raise SourceError("the checkpoint lacks this tensor", where=f"{layer}.bias")
+
+
+def _check_vector(ckpt: Checkpoint, weight: Weight, tensor: str) -> None:
+    """Axes of one element (``[1, n]``, ``[n, 1, k]``) are the tool's, and no matter."""
+    found = ckpt.shape(tensor) if tensor in ckpt else ()
+    alike = tuple(n for n in found if n > 1) == tuple(n for n in weight.shape if n > 1)
+    ckpt.require(tensor, found if alike and weight.role == "plain" else weight.shape, *FLOATS)

@@ -39,7 +39,7 @@ class Requantize:
 
     def check(self, weights: Sequence[Weight]) -> None:
         """Raises ConfigError for a name that no weight of the model has."""
-        matrices = [weight for weight in weights if weight.role != "norm"]
+        matrices = [weight for weight in weights if weight.tensor is None]
         for name in self.names:
             if not any(_hits(name, weight) for weight in matrices):
                 raise ConfigError(

@@ -49,7 +49,7 @@ def finished(plan: Recognised, writer: ShardWriter) -> dict[str, Encoded]:
         weight.path: _known(weight, told)
         for weight in plan.weights
         if (told := writer.notes.get(weight.path)) is not None
-        and all(f"{weight.path}.{suffix}" in writer.finished for suffix in told["params"])
+        and all(weight.parameter(suffix) in writer.finished for suffix in told["params"])
     }
 
 

@@ -88,11 +88,12 @@ def _encode(
         return ready
     done = Encoded(weight, {})
     dtype = model.scheme.model_dtype
-    if weight.role == "norm":
-        norm = model.ckpt.tensor(f"{weight.sources[0]}.weight")
+    if weight.tensor is not None:
+        vector = model.ckpt.tensor(weight.tensor).reshape(weight.shape)
         if weight.offset:
-            norm = norm + norm.dtype.type(weight.offset)
-        done.params = {"weight": narrow(norm, dtype, weight.path)}
+            vector = vector + vector.dtype.type(weight.offset)
+        ((suffix, spec),) = model.params(weight).items()
+        done.params = {suffix: narrow(vector, spec.dtype, weight.path)}
         return done
     scheme = model.scheme_of(weight)
     if weight.experts:
@@ -104,6 +105,7 @@ def _encode(
     if weight.bias:
         parts = [_bias(model, layer) for layer in weight.sources]
         bias = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        bias = bias.reshape(weight.experts, weight.n) if weight.experts else bias
         done.params["bias"] = narrow(bias, dtype, f"{weight.path}.bias")
     return done
 

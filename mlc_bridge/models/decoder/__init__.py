@@ -18,6 +18,7 @@ from mlc_bridge.models.decoder.mlp import Gated
 from mlc_bridge.models.decoder.model import Decoder, Names
 from mlc_bridge.models.decoder.norm import Norm
 from mlc_bridge.models.decoder.rope import LongRope, Rope
+from mlc_bridge.models.decoder.router import Router
 from mlc_bridge.models.decoder.settings import Settings
 from mlc_bridge.models.decoder.state import KVPages
 
@@ -36,6 +37,7 @@ __all__ = [
     "Post",
     "Pre",
     "Rope",
+    "Router",
     "Sandwich",
     "Settings",
     "classic_fields",

@@ -1,9 +1,9 @@
-"""A mixture instead of the MLP: every token goes through a few of many gated MLPs.
+"""A mixture instead of the MLP: every token goes through a few of many MLPs.
 
-    chosen = the ``chosen`` best of softmax(router(x));    y = sum_c share_c * expert_c(x)
+    y = sum_c share_c * expert_c(x)   + shared(x), or sigmoid(gate . x) * shared(x)
 
-The softmax runs over all experts; ``renormalize`` makes the chosen shares sum to 1. In ``gate_up``
-and ``down`` the checkpoint's paths have an expert number ``{}``.
+``router`` chooses and weighs (``router.py``); ``shared`` is an MLP that every token goes through.
+In ``gate_up`` and ``down`` the checkpoint's paths have an expert number ``{}``.
 """
 
 from __future__ import annotations
@@ -12,43 +12,68 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlc_bridge.models.arch import Weight
-from mlc_bridge.models.decoder.mlp import Activation
+from mlc_bridge.models.decoder.mlp import Activation, Gated
 from mlc_bridge.models.decoder.part import Block, Path, Step, Weights, matrix
+from mlc_bridge.models.decoder.router import Router
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
 
+GATE_UP: Path = ("mlp.moe_gate_up_proj", "mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj")
+DOWN: Path = ("mlp.moe_down_proj", "mlp.experts.{}.down_proj")
+SHARED = "shared_"
+
+
+def shared_mlp(inner: int, path: str, activation: Activation = "silu") -> Gated:
+    """The gated MLP at ``path``, under the names that MLC gives it."""
+    gate_up = tuple(f"{path}.{part}_proj" for part in ("gate_up", "gate", "up"))
+    return Gated(inner, activation, gate_up=gate_up, down=(f"{path}.down_proj",) * 2)
+
 
 @dataclass(frozen=True)
 class Experts:
+    router: Router
     count: int
-    chosen: int
     inner: int
-    renormalize: bool
-    gate_up: Path
-    down: Path
-    router: Path = ("mlp.gate", "mlp.gate")
+    gate_up: Path = GATE_UP
+    down: Path = DOWN
     activation: Activation = "silu"
+    bias: bool = False
+    shared: Gated | None = None
+    shared_gate: Path | None = None
 
     def weights(self, hidden: int) -> Weights:
-        return {
-            "router": matrix(self.router, (self.count,), hidden, role="router"),
+        slots = {
+            **self.router.weights(hidden, self.count),
             "expert_gate_up": self._stack(self.gate_up, (self.inner, self.inner), hidden),
             "expert_down": self._stack(self.down, (hidden,), self.inner),
         }
+        if self.shared is not None:
+            slots |= {f"{SHARED}{s}": w for s, w in self.shared.weights(hidden).items()}
+        if self.shared_gate is not None:
+            slots["shared_gate"] = matrix(self.shared_gate, (1,), hidden, role="router")
+        return slots
 
     def _stack(self, names: Path, rows: tuple[int, ...], k: int) -> Weight:
         path, *parts = names
         sources = tuple(part.format(number) for number in range(self.count) for part in parts)
-        return Weight(path, sources, rows, k, experts=self.count)
+        rows = rows if len(parts) == len(rows) else (sum(rows),)
+        return Weight(path, sources, rows, k, bias=self.bias, experts=self.count)
 
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
         from tvm.relax.frontend.nn import op
 
         from mlc_bridge.models.decoder.layers import gated
-        from mlc_bridge.models.decoder.mixture import choose
 
-        scores = block["router"](x, "float32")
-        chosen, share = choose(scores, self.chosen, renormalize=self.renormalize)
+        chosen, share = self.router.emit(block, x)
         inner = gated(block["expert_gate_up"](x, chosen), self.activation)
-        return op.reshape(block["expert_down"].combine(inner, chosen, share), x.shape)
+        y = op.reshape(block["expert_down"].combine(inner, chosen, share), x.shape)
+        return y if self.shared is None else y + self._shared(block, x, step)
+
+    def _shared(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
+        from mlc_bridge.models.decoder.mixture import opened
+
+        assert self.shared is not None
+        inner = {s.removeprefix(SHARED): of for s, of in block.items() if s.startswith(SHARED)}
+        y = self.shared.emit(inner, x, step)
+        return y if self.shared_gate is None else opened(y, block["shared_gate"](x, "float32"))

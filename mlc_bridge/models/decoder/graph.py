@@ -64,7 +64,7 @@ class DecoderGraph(nn.Module):
         ]
         self.outer |= {slot: self._plant(w) for slot, w in outer.items()}
 
-    def _plant(self, weight: Weight) -> Layer:
+    def _plant(self, weight: Weight) -> Layer | nn.Parameter:
         layer = self._layer(weight)
         *parents, leaf = weight.path.split(".")
         node: nn.Module = self
@@ -82,8 +82,10 @@ class DecoderGraph(nn.Module):
             return layers[0]
         return lambda *args: op.concat([layer(*args) for layer in layers], dim=-1)
 
-    def _layer(self, weight: Weight) -> Layer:
+    def _layer(self, weight: Weight) -> Layer | nn.Parameter:
         scheme, floats = self.scheme, self.decoder.float_layers
+        if weight.role == "plain":
+            return nn.Parameter(weight.shape, "float32")
         if weight.role == "norm":
             return self.decoder.norm.plant(weight, scheme)
         if weight.role == "embedding":

@@ -62,7 +62,7 @@ class QLinear(Layer):
 
     def forward(self, x: nn.Tensor, out_dtype: str | None = None) -> nn.Tensor:
         y = self.matmul(x, out_dtype or self.scheme.model_dtype)
-        return y + self.bias if "bias" in self.specs else y
+        return y + op.astype(self.bias, y.dtype) if "bias" in self.specs else y
 
 
 class Embedding(Layer):

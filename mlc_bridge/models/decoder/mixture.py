@@ -1,4 +1,4 @@
-"""Mixture of experts: the router's choice, and linear layers whose weight depends on the token.
+"""The experts of a mixture: linear layers whose weight depends on the token.
 
     y[t, c, n] = sum_k x[t, k] W[chosen[t, c]][n, k]                     ``ExpertLinear``
     y[t, n]    = sum_c share[t, c] sum_k x[t, c, k] W[chosen[t, c]][n, k]  ``ExpertLinear.combine``
@@ -40,9 +40,9 @@ class ExpertLinear(Layer):
 
         b, s, width = x.shape
         x = op.reshape(x, (b * s, width))
-        return op.tensor_expr_op(
-            experts, "experts", [x, chosen, *self.stored().values()], attrs=OPAQUE
-        )
+        args = [x, chosen, *self.stored().values()]
+        y = op.tensor_expr_op(experts, "experts", args, attrs=OPAQUE)
+        return _plus_bias(y, chosen, self.bias) if "bias" in self.specs else y
 
     def combine(self, x: nn.Tensor, chosen: nn.Tensor, share: nn.Tensor) -> nn.Tensor:
         """``x [m, c, k] -> [m, n]``, the experts' outputs added by ``share float32 [m, c]``."""
@@ -64,7 +64,8 @@ class ExpertLinear(Layer):
             return te.compute(y.shape, lambda *i: y(*i).astype(x.dtype), name="cast")
 
         args = [x, chosen, share, *self.stored().values()]
-        return op.tensor_expr_op(combined, "experts_combined", args, attrs=OPAQUE)
+        y = op.tensor_expr_op(combined, "experts_combined", args, attrs=OPAQUE)
+        return _plus_bias(y, chosen, self.bias, share) if "bias" in self.specs else y
 
     def _weight(self, stored: tuple[te.Tensor, ...]) -> tuple[Callable[..., Expr], int, Expr]:
         """float32 element (expert, n, k), number of rows, and the reduction axis k."""
@@ -103,55 +104,37 @@ class _OneExpert:
         return self[index]
 
 
-def choose(scores: nn.Tensor, best_of: int, *, renormalize: bool) -> tuple[nn.Tensor, nn.Tensor]:
-    """``scores float32 [b, s, e]`` -> ``chosen int32 [m, c]`` and ``share float32 [m, c]``.
+def _plus_bias(y: nn.Tensor, chosen: nn.Tensor, bias: nn.Tensor, *share: nn.Tensor) -> nn.Tensor:
+    """Adds ``bias [e, n]`` of the chosen expert to ``y [m, c, n]``; with shares their sum."""
 
-    The rank of an expert is the number of better ones (of equals, the earlier is better), so the
-    choice needs no sorting: a few experts, counted against each other.
-    """
-    b, s, count = scores.shape
+    def each(y: te.Tensor, chosen: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        def value(t: Expr, c: Expr, n: Expr) -> Expr:
+            return y[t, c, n] + bias[chosen[t, c], n].astype(y.dtype)
 
-    def router(scores: te.Tensor) -> list[te.Tensor]:
-        m, c = scores.shape[0], best_of
-        f = te.reduce_axis((0, count), name="f")
+        return te.compute(y.shape, value, name="biased")
 
-        def better(t: Expr, e: Expr) -> Expr:
-            return tirx.any(
-                scores[t, f] > scores[t, e], tirx.all(scores[t, f] == scores[t, e], f < e)
-            )
-
-        rank = te.compute(
-            (m, count),
-            lambda t, e: te.sum(better(t, e).astype("int32"), axis=f),
-            name="rank",
-        )
-
-        def of_rank(value: Callable[[Expr, Expr], Expr], dtype: str, name: str) -> te.Tensor:
-            e = te.reduce_axis((0, count), name="e")
-            zero = tirx.const(0, dtype)
-            return te.compute(
-                (m, c),
-                lambda t, i: te.sum(
-                    tirx.Select(rank[t, e] == i.astype("int32"), value(t, e), zero), axis=e
-                ),
-                name=name,
-            )
-
-        chosen = of_rank(lambda t, e: e.astype("int32"), "int32", "chosen")
-        best = of_rank(lambda t, e: scores[t, e], "float32", "best")
-        pool = best if renormalize else scores
-        j = te.reduce_axis((0, c if renormalize else count), name="j")
+    def summed(y: te.Tensor, chosen: te.Tensor, bias: te.Tensor, share: te.Tensor) -> te.Tensor:
+        c = te.reduce_axis((0, chosen.shape[1]), name="c")
         total = te.compute(
-            (m,), lambda t: te.sum(tirx.exp(pool[t, j] - best[t, 0]), axis=j), name="total"
+            y.shape,
+            lambda t, n: te.sum(share[t, c] * _f32(bias[chosen[t, c], n]), axis=c),
+            name="bias",
         )
-        share = te.compute(
-            (m, c), lambda t, i: tirx.exp(best[t, i] - best[t, 0]) / total[t], name="share"
-        )
-        return [chosen, share]
+        return te.compute(y.shape, lambda t, n: (_f32(y[t, n]) + total[t, n]).astype(y.dtype))
 
-    flat = op.reshape(scores, (b * s, count))
-    chosen, share = op.tensor_expr_op(router, "router", [flat], attrs=OPAQUE)
-    return chosen, share
+    return op.tensor_expr_op(summed if share else each, "experts_bias", [y, chosen, bias, *share])
+
+
+def opened(y: nn.Tensor, gate: nn.Tensor) -> nn.Tensor:
+    """``y [b, s, h]`` times the sigmoid of ``gate float32 [b, s, 1]``."""
+
+    def open_gate(y: te.Tensor, gate: te.Tensor) -> te.Tensor:
+        def value(b: Expr, t: Expr, j: Expr) -> Expr:
+            return (_f32(y[b, t, j]) * tirx.sigmoid(gate[b, t, 0])).astype(y.dtype)
+
+        return te.compute(y.shape, value, name="opened")
+
+    return op.tensor_expr_op(open_gate, "shared_gate", [y, gate])
 
 
 def _f32(x: Any) -> Any:
