@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 Array = np.ndarray[Any, Any]
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-LINEAR = ("_proj.weight", "w1.weight", "w2.weight", "w3.weight")
+LINEAR = ("_proj.weight", "w1.weight", "w2.weight", "w3.weight", "c_fc.weight")
 
 
 def write_awq(source: Path, target: Path, group: int = 128) -> dict[str, Array]:

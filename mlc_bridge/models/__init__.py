@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from mlc_bridge.models.arch import Arch, ModelConfig, Weight
+from mlc_bridge.models.cohere import COHERE
+from mlc_bridge.models.cohere2 import COHERE2
 from mlc_bridge.models.ernie4_5 import ERNIE4_5
 from mlc_bridge.models.exaone4 import EXAONE4
 from mlc_bridge.models.gemma import GEMMA
@@ -13,6 +15,7 @@ from mlc_bridge.models.granite import GRANITE
 from mlc_bridge.models.llama import LLAMA
 from mlc_bridge.models.mistral import MISTRAL
 from mlc_bridge.models.mixtral import MIXTRAL
+from mlc_bridge.models.nemotron import NEMOTRON
 from mlc_bridge.models.olmo2 import OLMO2
 from mlc_bridge.models.olmo3 import OLMO3
 from mlc_bridge.models.phi3 import PHI3
@@ -21,6 +24,7 @@ from mlc_bridge.models.qwen3 import QWEN3
 from mlc_bridge.models.qwen3_moe import QWEN3_MOE
 from mlc_bridge.models.seed_oss import SEED_OSS
 from mlc_bridge.models.smollm3 import SMOLLM3
+from mlc_bridge.models.starcoder2 import STARCODER2
 from mlc_bridge.registry import Table, table
 
 MODELS: Table[Arch] = table(
@@ -43,6 +47,10 @@ MODELS: Table[Arch] = table(
     OLMO3,
     SEED_OSS,
     SMOLLM3,
+    COHERE,
+    COHERE2,
+    NEMOTRON,
+    STARCODER2,
 )
 
 __all__ = ["MODELS", "Arch", "ModelConfig", "Weight"]

@@ -359,10 +359,10 @@ def _check(ckpt: Checkpoint, source: Source, weight: Weight) -> None:
     """Headers only: every part of ``weight`` is there and has the shape that config.json wants."""
     if weight.tensor is not None:
         _check_vector(ckpt, weight, weight.tensor)
-        return
     rows = weight.rows * max(weight.experts, 1)
     for layer, n in zip(weight.sources, rows, strict=True):
-        source.check(ckpt, layer, (n, weight.k))
+        if weight.tensor is None:
+            source.check(ckpt, layer, (n, weight.k))
         if weight.bias and f"{layer}.bias" in ckpt:
             ckpt.require(f"{layer}.bias", (n,))
         elif weight.bias and source.bias(ckpt, layer) is None:

@@ -92,16 +92,14 @@ def _encode(
         vector = model.ckpt.tensor(weight.tensor).reshape(weight.shape)
         if weight.offset:
             vector = vector + vector.dtype.type(weight.offset)
-        ((suffix, spec),) = model.params(weight).items()
+        suffix, spec = next(iter(model.params(weight).items()))
         done.params = {suffix: narrow(vector, spec.dtype, weight.path)}
-        return done
-    scheme = model.scheme_of(weight)
-    if weight.experts:
+    elif weight.experts:
         each = [weight.expert_sources(e) for e in range(weight.experts)]
-        made = [_matrix(model, layers, scheme, done, requantize) for layers in each]
+        made = [_matrix(model, layers, done, requantize) for layers in each]
         done.params = {suffix: np.stack([m[suffix] for m in made]) for suffix in made[0]}
     else:
-        done.params = _matrix(model, weight.sources, scheme, done, requantize)
+        done.params = _matrix(model, weight.sources, done, requantize)
     if weight.bias:
         parts = [_bias(model, layer) for layer in weight.sources]
         bias = np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -111,9 +109,10 @@ def _encode(
 
 
 def _matrix(
-    model: Recognised, layers: Sequence[str], scheme: Scheme, done: Encoded, requantize: Requantize
+    model: Recognised, layers: Sequence[str], done: Encoded, requantize: Requantize
 ) -> dict[str, Array]:
     """Parameters of the matrix that ``layers`` make, stacked along n."""
+    scheme = model.scheme_of(done.weight)
     parts: list[Read] = [model.source.read(model.ckpt, layer) for layer in layers]
     path = done.weight.path if len(layers) == len(done.weight.sources) else layers[0]
     tensors = [part for part in parts if isinstance(part, QTensor)]

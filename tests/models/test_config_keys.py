@@ -93,6 +93,15 @@ SWITCHES: list[tuple[str, str, Any]] = [
     ("glm4", "rope_parameters", {"partial_rotary_factor": 1.0, "rope_theta": 1e4}),
     ("seed_oss", "rope_parameters", {**CLASSIC["seed_oss"]["rope_parameters"], "factor": 16.0}),
     ("seed_oss", "hidden_act", "gelu"),
+    ("cohere", "logit_scale", 1.0),
+    ("cohere2", "logit_scale", 1.0),
+    ("cohere2", "sliding_window", 5),
+    ("cohere2", "layer_types", ["full_attention", "full_attention"]),
+    ("nemotron", "rope_parameters", {"partial_rotary_factor": 1.0, "rope_theta": 1e4}),
+    ("nemotron", "hidden_act", "silu"),
+    ("nemotron", "norm_eps", 0.5),
+    ("starcoder2", "sliding_window", None),
+    ("starcoder2", "norm_epsilon", 0.5),
 ]
 
 

@@ -15,6 +15,7 @@ from mlc_bridge.models.arch import parameters
 from mlc_bridge.schemes import SCHEMES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+WINDOWED = ("mistral", "gemma2", "gemma3_text", "cohere2")
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
 
@@ -59,7 +60,7 @@ def hf(name: str, **changes: Any) -> dict[str, Any]:
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 30_000.0},
         "tie_word_embeddings": name.startswith("gemma"),
-        "sliding_window": 128 if name in ("mistral", "gemma2", "gemma3_text") else None,
+        "sliding_window": 128 if name in WINDOWED else None,
     }
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
     own = {

@@ -114,6 +114,18 @@ CLASSIC: dict[str, dict[str, Any]] = {
     "glm4": {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
     "ernie4_5": {"use_bias": True},
     "gemma": {"attention_bias": True},
+    "cohere": {"attention_bias": True, "logit_scale": 0.5, "tie_word_embeddings": False},
+    "cohere2": {
+        "logit_scale": 0.5,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "nemotron": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4},
+    },
+    "starcoder2": {"sliding_window": WINDOW},
 }
 
 

@@ -4,7 +4,7 @@
 ``state()`` what the runtime must hold. An architecture builds a ``Decoder`` from its config::
 
     Decoder(embed, layers, norm, head)        Layer(mixer, mlp, join)
-    mixer: Attention                          mlp: Gated, Experts          join: Pre, Post, Sandwich
+    mixer: Attention   mlp: Gated, Plain, Experts   join: Pre, Post, Sandwich, Parallel
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from mlc_bridge.models.decoder.attention import Attention
 from mlc_bridge.models.decoder.classic import ClassicConfig, classic_fields
 from mlc_bridge.models.decoder.experts import Experts
 from mlc_bridge.models.decoder.family import DecoderFamily
-from mlc_bridge.models.decoder.layer import Layer, Post, Pre, Sandwich
-from mlc_bridge.models.decoder.mlp import Gated
+from mlc_bridge.models.decoder.layer import Layer, Parallel, Post, Pre, Sandwich
+from mlc_bridge.models.decoder.mlp import Gated, Plain
 from mlc_bridge.models.decoder.model import Decoder, Names
-from mlc_bridge.models.decoder.norm import Norm
+from mlc_bridge.models.decoder.norm import LayerNorm, Norm
 from mlc_bridge.models.decoder.rope import LongRope, Rope
 from mlc_bridge.models.decoder.router import Router
 from mlc_bridge.models.decoder.settings import Settings
@@ -31,9 +31,12 @@ __all__ = [
     "Gated",
     "KVPages",
     "Layer",
+    "LayerNorm",
     "LongRope",
     "Names",
     "Norm",
+    "Parallel",
+    "Plain",
     "Post",
     "Pre",
     "Rope",

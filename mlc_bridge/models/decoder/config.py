@@ -13,6 +13,8 @@ from typing import Any
 from mlc_bridge.models.decoder import hf_config
 
 OURS = ("float_layers", "split_layers", "linear_layers")
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps")
+"""Names of the norms' epsilon, whatever the norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ def common(flat: Mapping[str, Any], largest_chunk: int = 8192) -> dict[str, Any]
     hf_config.single_device(flat)
     heads, kv_heads, head_dim = hf_config.heads(flat)
     limits = hf_config.limits(flat, largest_chunk)
+    epsilon = next((key for key in EPSILONS if flat.get(key) is not None), EPSILONS[0])
     return {
         "hidden_size": hf_config.integer(flat, "hidden_size"),
         "intermediate_size": hf_config.integer(flat, "intermediate_size"),
@@ -58,7 +61,7 @@ def common(flat: Mapping[str, Any], largest_chunk: int = 8192) -> dict[str, Any]
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "vocab_size": hf_config.integer(flat, "vocab_size"),
-        "rms_norm_eps": hf_config.number(flat, "rms_norm_eps"),
+        "rms_norm_eps": hf_config.number(flat, epsilon),
         "context_window_size": limits.context,
         "prefill_chunk_size": limits.chunk,
         "max_batch_size": limits.batch,

@@ -3,6 +3,7 @@
 Pre        x += scale mixer(norm(x));  x += scale mlp(norm(x))
 Post       x += norm(mixer(x));        x += norm(mlp(x))
 Sandwich   x += norm(mixer(norm(x)));  x += norm(mlp(norm(x)))
+Parallel   y = norm(x);                x += mixer(y) + mlp(y)
 """
 
 from __future__ import annotations
@@ -84,6 +85,19 @@ class Sandwich(Pre):
     def emit(self, block: Block, x: nn.Tensor, mixer: Run, mlp: Run) -> nn.Tensor:
         x = x + block["attn_post"](mixer(block["attn_norm"](x)))
         return x + block["mlp_post"](mlp(block["mlp_norm"](x)))
+
+
+@dataclass(frozen=True)
+class Parallel:
+    norm: Norm
+    before: Path = ("input_layernorm", "input_layernorm")
+
+    def weights(self, hidden: int) -> Weights:
+        return {"norm": self.norm.weight(self.before, hidden)}
+
+    def emit(self, block: Block, x: nn.Tensor, mixer: Run, mlp: Run) -> nn.Tensor:
+        y = block["norm"](x)
+        return x + mixer(y) + mlp(y)
 
 
 @dataclass(frozen=True)

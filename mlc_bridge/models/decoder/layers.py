@@ -8,7 +8,9 @@ in registers; tensors stay in the scheme's model dtype.
 ``QLinear``             x @ W^T + b for every scheme: parameters and expression are the scheme's
 ``Embedding``           rows of the table; with a tied head also x @ table^T
 ``RMSNorm``             x / sqrt(mean(x^2) + eps) * weight
+``LayerNorm``           (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
 ``gated``               act(gate) * up on the fused [.., 2 * inner] tensor
+``activated``           act(x)
 ``qk_norm``             RMS norm of query and key heads, value heads passed through
 ``cap``                 c * tanh(x / c)
 ``take_rows``           rows of the last but one axis by index; ``last_token`` takes the last one
@@ -106,6 +108,41 @@ class RMSNorm(Layer):
         return op.tensor_expr_op(rms_norm, "rms_norm", [x, self.weight])
 
 
+class LayerNorm(RMSNorm):
+    """Over the last axis; without a bias where the weight has none."""
+
+    def __init__(self, weight: Weight, scheme: Scheme, eps: float, shift: float = 0.0) -> None:
+        super().__init__(weight, scheme, eps)
+        self.shift = shift
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        def layer_norm(x: te.Tensor, weight: te.Tensor, *bias: te.Tensor) -> te.Tensor:
+            *outer, width = x.shape
+            size = float(int(width))
+
+            def summed(value: Callable[..., Expr], name: str) -> te.Tensor:
+                k = te.reduce_axis((0, width), name="k")
+                return te.compute(outer, lambda *i: te.sum(value(*i, k), axis=k), name=name)
+
+            total = summed(lambda *i: _f32(x(*i)), "total")
+
+            def apart(*i: Expr) -> Expr:
+                return _f32(x(*i)) - total(*i[:-1]) / size
+
+            squares = summed(lambda *i: apart(*i) * apart(*i), "squares")
+
+            def normed(*i: Expr) -> Expr:
+                scale = _f32(weight(i[-1])) + self.shift
+                y = apart(*i) * tirx.rsqrt(squares(*i[:-1]) / size + self.eps) * scale
+                return (y + _f32(bias[0](i[-1])) if bias else y).astype(x.dtype)
+
+            return te.compute(x.shape, normed, name="layer_norm")
+
+        return op.tensor_expr_op(
+            layer_norm, "layer_norm", [x, *(getattr(self, name) for name in self.specs)]
+        )
+
+
 def qk_norm(x: nn.Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, kv_heads: int) -> nn.Tensor:
     """``[m, heads + 2 * kv_heads, d]`` with every query and key head normed over ``d``."""
     eps = q_norm.eps
@@ -185,6 +222,16 @@ def gated(x: nn.Tensor, activation: Activation) -> nn.Tensor:
     return op.tensor_expr_op(gated_mlp, f"gated_{activation}", [x])
 
 
+def activated(x: nn.Tensor, activation: Activation) -> nn.Tensor:
+    """Element by element."""
+    act = ACTIVATIONS[activation]
+
+    def activate(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: act(_f32(x(*i))).astype(x.dtype), name=activation)
+
+    return op.tensor_expr_op(activate, activation, [x])
+
+
 def take_rows(x: nn.Tensor, index: nn.Tensor) -> nn.Tensor:
     """``x [.., s, h]``, ``index int32 [b] -> [.., b, h]``; indices are trusted to be in range."""
 
@@ -241,8 +288,13 @@ def _gelu_tanh(x: Expr) -> Expr:
     return 0.5 * x * (1.0 + tirx.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
 
 
+def _relu2(x: Expr) -> Expr:
+    return tirx.max(x, 0.0) * tirx.max(x, 0.0)
+
+
 ACTIVATIONS: dict[Activation, Callable[[Expr], Expr]] = {
     "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
+    "relu2": _relu2,
 }
