@@ -468,13 +468,19 @@ def _lib_fingerprint(chat: ChatConfig) -> str:
     params = [
         (w.parameter(suffix), spec.shape, spec.dtype)
         for w in arch.weights(config)
-        for suffix, spec in parameters(w, scheme, config.float_layers).items()
+        for suffix, spec in parameters(w, scheme, config).items()
     ]
     return fingerprint(arch.name, config.asdict(), params)
 
 
 def _refuse_split(block: Mapping[str, Any]) -> None:
-    """MLC's graphs know fused layers only whole."""
+    """MLC's graphs know fused layers only whole, and one scheme for all."""
+    if own := block.get("layer_schemes"):
+        raise ConfigError(
+            "MLC LLM cannot build a model whose layers are of several schemes",
+            found=", ".join(f"{path}: {name}" for path, name in list(own.items())[:2]),
+            todo="Use --backend embedded, which can",
+        )
     if split := block.get("split_layers"):
         raise ConfigError(
             "MLC LLM cannot build a fused layer whose parts are stored differently",

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
 
 if TYPE_CHECKING:
@@ -70,37 +71,52 @@ class Weight:
         return sum(self.rows)
 
 
-def parameters(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> dict[str, Spec]:
-    """Suffix -> Spec of everything stored for ``weight``; full name: ``Weight.parameter``.
+class Stored(Protocol):
+    """Where layers are stored otherwise than the model's scheme says (``ModelConfig``)."""
 
-    The converter and the graph both ask here, so that weights and lib agree by construction.
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """MLC paths of linears the checkpoint leaves unquantized (``modules_to_not_convert``)."""
+        ...
+
+    @property
+    def layer_schemes(self) -> Mapping[str, str]:
+        """MLC path -> name of the layer's own scheme, where a checkpoint mixes several."""
+        ...
+
+
+def own_scheme(weight: Weight, scheme: Scheme, stored: Stored | None = None) -> Scheme | None:
+    """The scheme in whose form ``weight`` lies; None where it is float in the model dtype.
+
+    ``scheme`` is the model's, ``stored`` says which layers differ. The converter and the graph both
+    ask here, so that weights and lib agree by construction.
     """
+    if weight.role == "norm" or weight.role == "plain":
+        return None
+    if stored and weight.path in stored.float_layers:
+        return None
+    if stored and weight.path in stored.layer_schemes:
+        return for_role(SCHEMES[stored.layer_schemes[weight.path]], weight.role)
+    return for_role(scheme, weight.role) if scheme.quantizes(weight.role) else None
+
+
+def parameters(weight: Weight, scheme: Scheme, stored: Stored | None = None) -> dict[str, Spec]:
+    """Suffix -> Spec of everything stored for ``weight``; full name: ``Weight.parameter``."""
     if weight.role == "plain":
         return {"": Spec(weight.shape, "float32")}
     plain = Spec(weight.shape, scheme.model_dtype)
-    quantized = is_quantized(weight, scheme, float_layers)
-    params = (
-        dict(for_role(scheme, weight.role).params(weight.n, weight.k))
-        if quantized
-        else {"weight": plain}
-    )
+    own = own_scheme(weight, scheme, stored)
+    params = {"weight": plain} if own is None else dict(own.params(weight.n, weight.k))
     if weight.bias:
         params["bias"] = Spec((weight.n,), scheme.model_dtype)
     if weight.experts:
-        if quantized:
-            scheme.dequantize(weight.k)  # refuses by name where a scheme has no experts
+        if own is not None:
+            own.dequantize(weight.k)  # refuses by name where a scheme has no experts
         params = {s: replace(p, shape=(weight.experts, *p.shape)) for s, p in params.items()}
     return params
 
 
-def is_quantized(weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> bool:
-    """Whether ``weight`` is stored by the scheme rather than in the model dtype."""
-    if weight.role == "norm" or weight.role == "plain" or weight.path in float_layers:
-        return False
-    return scheme.quantizes(weight.role)
-
-
-class ModelConfig(Protocol):
+class ModelConfig(Stored, Protocol):
     """MLC's compile-time config of one architecture; ``asdict`` is its ``model_config`` block."""
 
     @property
@@ -111,11 +127,6 @@ class ModelConfig(Protocol):
     def prefill_chunk_size(self) -> int: ...
     @property
     def max_batch_size(self) -> int: ...
-    @property
-    def float_layers(self) -> tuple[str, ...]:
-        """MLC paths of linears the checkpoint leaves unquantized (``modules_to_not_convert``)."""
-        ...
-
     @property
     def restart_beyond(self) -> int | None:
         """Tokens beyond which a sequence that began shorter must be prefilled anew (longrope)."""

@@ -234,7 +234,7 @@ def _planned(
     with _timed(times, "gen-config"):
         wish = _part(GenConfigJob, job, output=work, quantization=scheme)
         config = by_backend(job.backend, gen_config)(wish, progress)
-        convert = _part(ConvertJob, job, output=work, quantization=config.config.quantization)
+        convert = _part(ConvertJob, job, output=work, quantization=scheme)
         found = plan_weights(convert)
         _check_dataset(job, found)
         told = build_plan(Path(job.output), job.target or job.device, config, found)

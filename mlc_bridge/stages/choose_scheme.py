@@ -2,42 +2,86 @@
 
 ``auto``: a float checkpoint keeps its dtype (``q0f16``, ``q0bf16``, ``q0f32``). A quantized one
 lands in the first scheme of ``SCHEMES`` that leaves a float embedding float and holds every
-quantized layer exactly. A named scheme is held against the same layers, so that what conversion
-would refuse is refused before anything is written. How every layer is looked at: ``kinds.py``.
+quantized layer exactly; where that takes more room than the checkpoint (``WASTE``) or does not
+exist, every layer gets a scheme of its own, all of one model dtype. Named schemes are held against
+the same layers, so that what conversion would refuse is refused before anything is written. How
+every layer is looked at: ``kinds.py``; how schemes are named: ``scheme_map.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 
 from mlc_bridge.artifact.tensor_cache import dtype_of
 from mlc_bridge.errors import CannotExpress, ConfigError
 from mlc_bridge.models import Weight
+from mlc_bridge.models.arch import own_scheme
 from mlc_bridge.schemes import SCHEMES, Scheme, Spec, for_role
 from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages.kinds import Kind
 from mlc_bridge.stages.requantize import Requantize
+from mlc_bridge.stages.scheme_map import AUTO, SchemeMap
 
-AUTO = "auto"
+WASTE = 1.02
+"""Times the checkpoint's bytes that one scheme for all layers may take."""
 
 
-def form_of(weight: Weight, scheme: Scheme, *, quantized: bool = True) -> Scheme:
-    """The scheme in whose form ``weight`` lies: its own for the role, or the model dtype's."""
-    if not quantized or weight.role == "norm" or weight.role == "plain":
-        return BY_DTYPE[scheme.model_dtype]
-    stored = scheme.quantizes(weight.role)
-    return for_role(scheme, weight.role) if stored else BY_DTYPE[scheme.model_dtype]
+def form_of(weight: Weight, scheme: Scheme) -> Scheme:
+    """The form in which ``weight`` lies under ``scheme``: its own, or the model dtype's."""
+    return own_scheme(weight, scheme) or BY_DTYPE[scheme.model_dtype]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The scheme, and the fused layers (MLC paths) that it holds only part by part."""
+    """The model's scheme, the layers (MLC paths) of another one, and the fused layers that must
+    fall into their parts; where ``scheme`` is None that must happen before it can be chosen.
+    """
 
-    scheme: Scheme
+    scheme: Scheme | None
+    own: Mapping[str, Scheme] = field(default_factory=dict)
     split: tuple[str, ...] = ()
+
+
+@dataclass
+class Group:
+    """Weights that no scheme can tell apart; the experts of a stack may be of several kinds."""
+
+    kinds: tuple[Kind, ...]
+    weights: list[Weight] = field(default_factory=list)
+
+    @property
+    def first(self) -> Weight:
+        return self.weights[0]
+
+    def why_not(self, form: Scheme, *, apart: bool = False) -> CannotExpress | None:
+        """Why ``form`` cannot hold these weights exactly; None where it can."""
+        found = (kind.why_not(form, apart=apart) for kind in self.kinds)
+        return next((why for why in found if why), None)
+
+    def holding(self, *, apart: bool = False) -> Iterator[Scheme]:
+        """Candidates that hold these weights, as the layers' own scheme."""
+        for scheme in candidates():
+            form = for_role(scheme, self.first.role)
+            if not self.why_not(form, apart=apart) and not self.waits_for_calibration(scheme):
+                yield scheme
+
+    def waits_for_calibration(self, scheme: Scheme) -> bool:
+        """Whether these could not run yet: activation scales that the files do not bring.
+
+        Layers in float8 with dynamic activations fit such a scheme, but also one that needs none.
+        """
+        if getattr(scheme, "observing", False):
+            return True
+        specs = scheme.params(self.first.n, self.first.k).values()
+        scales = [getattr(part, "input_scale", None) for kind in self.kinds for part in kind.parts]
+        return any(spec.filled_by == "calibrate" for spec in specs) and None in scales
+
+    def nbytes(self, form: Scheme) -> int:
+        """What these weights take in ``form``."""
+        return nbytes_in(form, self.first) * sum(max(w.experts, 1) for w in self.weights)
 
 
 def choose_scheme(
@@ -45,39 +89,39 @@ def choose_scheme(
     source: Source,
     weights: Sequence[Weight],
     kinds: Sequence[Kind],
-    quantization: str,
+    wish: SchemeMap,
     requantize: Requantize,
 ) -> Choice:
-    """The scheme; raises CannotExpress or ConfigError where a layer does not fit exactly.
+    """The schemes; raises CannotExpress or ConfigError where a layer does not fit exactly.
 
-    Layers that ``requantize`` covers may be rounded, so they do not count. ``auto`` takes a scheme
-    that needs layers to stand apart only where no other holds the file.
+    Layers that ``requantize`` covers may be rounded, so they do not count.
     """
-    exact = [kind for kind in kinds if not all(requantize.covers(m.weight) for m in kind.matrices)]
-    if quantization != AUTO:
-        scheme = SCHEMES[quantization]
-        if refused := refusal(scheme, exact):
-            raise _named(refused, scheme, exact)
-        return Choice(scheme, _split(scheme, exact, requantize))
-    if not source.layers(ckpt):
-        return Choice(SCHEMES[_float_scheme(ckpt, weights)])
-    nearest: tuple[int, CannotExpress | None] = -1, None
-    for apart in (False, True):
-        for scheme in candidates():
-            held, refused = _held(scheme, exact, apart=apart)
-            if refused is None and _waits_for_calibration(scheme, exact):
-                continue
-            if refused is None:
-                return Choice(scheme, _split(scheme, exact, requantize))
-            nearest = max(nearest, (held, refused), key=lambda one: one[0])
-    raise _none(ckpt, source, nearest[1], exact)
-
-
-def _split(scheme: Scheme, kinds: Iterable[Kind], requantize: Requantize) -> tuple[str, ...]:
-    """Fused weights that are held only part by part."""
-    wide = (k for k in kinds if k.why_not(form_of(k.first.weight, scheme)))
-    found = (m.weight for kind in wide for m in kind.matrices)
-    return tuple(dict.fromkeys(w.path for w in found if not requantize.covers(w)))
+    if divided := tuple(w.path for w in weights if wish.divides(w)):
+        return Choice(None, split=divided)
+    named = {w.path: scheme for w in weights if (scheme := wish.of_weight(w))}
+    groups = _groups(kinds, requantize, named)
+    free = [g for g in groups if g.first.path not in named]
+    if wish.first != AUTO:
+        choice = Choice(SCHEMES[wish.first])
+    elif not source.layers(ckpt):
+        choice = Choice(SCHEMES[_float_scheme(ckpt, weights)])
+    else:
+        found = _auto(free)
+        if found is None:
+            raise _none(ckpt, source, [kind for g in free for kind in g.kinds])
+        choice = found
+    if choice.scheme is None:
+        return choice
+    own = {**choice.own, **named}
+    _one_dtype(choice.scheme, own)
+    split: list[str] = []
+    for group in groups:
+        form = own.get(group.first.path) or form_of(group.first, choice.scheme)
+        if refused := group.why_not(form, apart=True):
+            raise _named(refused, form, [kind for g in groups for kind in g.kinds])
+        if group.why_not(form):
+            split += [w.path for w in group.weights]
+    return Choice(choice.scheme, own, tuple(split))
 
 
 def candidates() -> Iterable[Scheme]:
@@ -86,61 +130,134 @@ def candidates() -> Iterable[Scheme]:
     return (s for s in every if s.quantizes("linear") and not s.quantizes("embedding"))
 
 
-def _waits_for_calibration(scheme: Scheme, kinds: Iterable[Kind]) -> bool:
-    """Whether the model could not run yet: activation scales that these files do not bring.
-
-    Layers in float8 with dynamic activations fit such a scheme, but also one that needs no data.
-    """
-    if getattr(scheme, "observing", False):
-        return True
-    for kind in kinds:
-        specs = scheme.params(kind.first.weight.n, kind.first.weight.k).values()
-        scales = [getattr(part, "input_scale", None) for part in kind.parts]
-        if any(spec.filled_by == "calibrate" for spec in specs) and None in scales:
-            return True
-    return False
-
-
 def refusal(scheme: Scheme, kinds: Iterable[Kind]) -> CannotExpress | None:
     """Why ``scheme`` cannot hold one of these kinds exactly; None when it holds them all.
 
     Fused layers may stand apart.
     """
-    return _held(scheme, kinds, apart=True)[1]
+    found = (kind.why_not(form_of(kind.first.weight, scheme), apart=True) for kind in kinds)
+    return next((why for why in found if why), None)
 
 
-def _held(
-    scheme: Scheme, kinds: Iterable[Kind], *, apart: bool
-) -> tuple[int, CannotExpress | None]:
-    """How many kinds the scheme holds before the first that it does not, and why not that one."""
-    held = 0
-    for held, kind in enumerate(kinds):
-        if why := kind.why_not(form_of(kind.first.weight, scheme), apart=apart):
-            return held, why
-    return held + 1, None
+def _groups(
+    kinds: Sequence[Kind], requantize: Requantize, named: Mapping[str, Scheme]
+) -> list[Group]:
+    """Quantized weights that may not be rounded, those of the same kinds and wishes together."""
+    by_path: dict[str, tuple[Weight, list[int]]] = {}
+    for number, kind in enumerate(kinds):
+        for weight in {m.weight.path: m.weight for m in kind.matrices}.values():
+            if not requantize.covers(weight):
+                by_path.setdefault(weight.path, (weight, []))[1].append(number)
+    found: dict[Hashable, Group] = {}
+    for path, (weight, numbers) in by_path.items():
+        wish = named[path].name if path in named else None
+        group = found.setdefault((*numbers, wish), Group(tuple(kinds[i] for i in numbers)))
+        group.weights.append(weight)
+    return list(found.values())
 
 
-def widened(scheme: Scheme, kinds: Iterable[Kind]) -> str | None:
-    """What it costs that one scheme holds all layers: codes that are stored wider, in words."""
+def _auto(groups: Sequence[Group]) -> Choice | None:
+    """One scheme for all or one for each; None where a group fits nowhere."""
+    one = _one_for_all(groups)
+
+    def room(form: Callable[[Group], Scheme]) -> int:
+        return sum(group.nbytes(form(group)) for group in groups)
+
+    def alike(group: Group) -> Scheme:
+        assert one is not None
+        return form_of(group.first, one)
+
+    stored = sum(kind.nbytes for kind in {id(k): k for g in groups for k in g.kinds}.values())
+    if one and room(alike) <= WASTE * stored:
+        return Choice(one)
+    fused = [g for g in groups if len(g.first.rows) > 1 and not any(g.holding())]
+    if fused and all(any(g.holding(apart=True)) for g in fused):
+        return Choice(None, split=tuple(w.path for g in fused for w in g.weights))
+    each = _one_for_each(groups)
+    if each and not (one and room(alike) <= WASTE * room(lambda g: each[g.first.path])):
+        return _mixed(groups, each)
+    return Choice(one) if one else None
+
+
+def _one_for_all(groups: Sequence[Group]) -> Scheme | None:
+    """The first scheme that holds all; one that needs layers to stand apart only where no other."""
+    for apart in (False, True):
+        for scheme in candidates():
+            held = all(not g.why_not(form_of(g.first, scheme), apart=apart) for g in groups)
+            if held and not any(g.waits_for_calibration(scheme) for g in groups):
+                return scheme
+    return None
+
+
+def _one_for_each(groups: Sequence[Group]) -> dict[str, Scheme] | None:
+    """MLC path of a group's first weight -> the first scheme no wider than the checkpoint's codes,
+    else the first that holds it; all of the first model dtype with which that can be done.
+    """
+    holding = [list(group.holding()) for group in groups]
+    for dtype in dict.fromkeys(s.model_dtype for held in holding for s in held):
+        found = {}
+        for group, held in zip(groups, holding, strict=True):
+            fitting = [s for s in held if s.model_dtype == dtype]
+            bits = max(kind.bits for kind in group.kinds)
+            tight = [s for s in fitting if code_bits(s, group.first) <= bits]
+            if not fitting:
+                break
+            found[group.first.path] = (tight or fitting)[0]
+        else:
+            return found
+    return None
+
+
+def _mixed(groups: Sequence[Group], each: Mapping[str, Scheme]) -> Choice:
+    """The scheme of most bytes is the model's."""
+    size: dict[str, int] = {}
+    for group in groups:
+        name = each[group.first.path].name
+        size[name] = size.get(name, 0) + group.nbytes(SCHEMES[name])
+    own = {w.path: each[g.first.path] for g in groups for w in g.weights}
+    return Choice(SCHEMES[max(size, key=lambda name: size[name])], own)
+
+
+def _one_dtype(scheme: Scheme, own: Mapping[str, Scheme]) -> None:
+    for path, other in own.items():
+        if other.model_dtype != scheme.model_dtype:
+            raise ConfigError(
+                "the schemes of one model need one model dtype", where=path,
+                found=f"{other.name} of {other.model_dtype}, beside {scheme.name} of "
+                f"{scheme.model_dtype}",
+            )  # fmt: skip
+
+
+def widened(form: Callable[[Weight], Scheme], kinds: Iterable[Kind]) -> str | None:
+    """What it costs where codes are stored wider than in the checkpoint, in words."""
     wide: list[Kind] = []
     more = bits = 0
     for kind in kinds:
         weight = kind.first.weight
-        form = form_of(weight, scheme)
-        sizes = {s: nbytes_of(spec) for s, spec in form.params(weight.n, weight.k).items()}
-        stored = max(sizes.values()) * 8 // (weight.n * weight.k)
+        stored = code_bits(form(weight), weight)
         if stored > kind.bits:
             wide.append(kind)
             bits = max(bits, stored)
-            more += sum(sizes.values()) * len(kind.matrices) - kind.nbytes
+            more += nbytes_in(form(weight), weight) * len(kind.matrices) - kind.nbytes
     if not wide:
         return None
     count, first = sum(len(kind.matrices) for kind in wide), wide[0].first.path
     return (
         f"{count} layers with codes of {wide[0].bits} bits (the first is {first}) are stored in "
-        f"{bits} bits, as {scheme.name} holds all layers in one form: {more / 1e6:.2f} MB more "
-        "than in the checkpoint"
+        f"{bits} bits, as {form(wide[0].first.weight).name} does: {more / 1e6:.2f} MB more than in "
+        "the checkpoint"
     )
+
+
+def code_bits(form: Scheme, weight: Weight) -> int:
+    """Bits of one code in ``form``."""
+    sizes = [nbytes_of(spec) for spec in form.params(weight.n, weight.k).values()]
+    return max(sizes) * 8 // (weight.n * weight.k)
+
+
+def nbytes_in(form: Scheme, weight: Weight) -> int:
+    """Bytes of the weight (of one expert) in ``form``, without its bias."""
+    return sum(map(nbytes_of, form.params(weight.n, weight.k).values()))
 
 
 def nbytes_of(spec: Spec) -> int:
@@ -153,9 +270,8 @@ def _named(why: CannotExpress, scheme: Scheme, kinds: Sequence[Kind]) -> CannotE
     return CannotExpress(why.tensor, scheme.name, why.reason, todo=todo)
 
 
-def _none(
-    ckpt: Checkpoint, source: Source, nearest: CannotExpress | None, kinds: Sequence[Kind]
-) -> ConfigError:
+def _none(ckpt: Checkpoint, source: Source, kinds: Sequence[Kind]) -> ConfigError:
+    nearest = max((_nearest(scheme, kinds) for scheme in candidates()), key=lambda one: one[0])[1]
     return ConfigError(
         f"no quantization scheme holds every layer of this {source.name} checkpoint exactly",
         where=ckpt.path,
@@ -165,6 +281,14 @@ def _none(
     )
 
 
+def _nearest(scheme: Scheme, kinds: Sequence[Kind]) -> tuple[int, CannotExpress | None]:
+    """How many kinds the scheme holds before the first that it does not, and why not that one."""
+    for held, kind in enumerate(kinds):
+        if why := kind.why_not(form_of(kind.first.weight, scheme), apart=True):
+            return held, why
+    return len(kinds), None
+
+
 def _way_out(kinds: Sequence[Kind]) -> str:
     """The schemes that hold all of these and leave the embedding as it is."""
     found = [
@@ -172,6 +296,8 @@ def _way_out(kinds: Sequence[Kind]) -> str:
         for name, scheme in SCHEMES.items()
         if not scheme.quantizes("embedding") and refusal(scheme, kinds) is None
     ]
+    if not found and all(any(Group((k,), [k.first.weight]).holding(apart=True)) for k in kinds):
+        return "--quantization auto keeps every layer as it is, each in a scheme of its own"
     if not found:
         return "No scheme keeps every layer as it is"
     return f"--quantization {' or '.join(found[:3])} keeps every layer as it is"

@@ -46,7 +46,7 @@ from mlc_bridge.stages.weights_report import (
     unequal,
 )
 
-LAYERS = ("float_layers", "split_layers", "linear_layers", "tie_word_embeddings")
+LAYERS = ("float_layers", "split_layers", "linear_layers", "layer_schemes", "tie_word_embeddings")
 """Keys of the config that say how weights are stored; the tensors themselves are held to them."""
 
 

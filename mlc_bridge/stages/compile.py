@@ -39,6 +39,7 @@ from mlc_bridge.stages import wishes
 from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.scheme_map import SchemeMap
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -223,7 +224,7 @@ def make_plan(job: CompileJob) -> CompilePlan:
 def _scheme(job: CompileJob, chat: ChatConfig) -> Scheme:
     """That of the config: weights of one scheme under a library of another would be noise."""
     own = SCHEMES[chat.quantization]
-    if job.quantization is not None and SCHEMES[job.quantization] is not own:
+    if job.quantization is not None and SchemeMap.of(job.quantization).first != own.name:
         raise ConfigError(
             "the weights of this directory are of another scheme",
             where="--quantization",
@@ -366,7 +367,7 @@ def lib_metadata(
     params = [
         (weight.parameter(suffix), spec.shape, spec.dtype)
         for weight in arch.weights(config)
-        for suffix, spec in parameters(weight, scheme, config.float_layers).items()
+        for suffix, spec in parameters(weight, scheme, config).items()
     ]
     return {
         "model_type": chat.model_type,

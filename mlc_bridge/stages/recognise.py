@@ -21,17 +21,18 @@ from mlc_bridge.artifact.json_text import checked, json_object, text_of
 from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.errors import CannotExpress, ConfigError, SourceError
 from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
-from mlc_bridge.models.arch import is_quantized, parameters
+from mlc_bridge.models.arch import own_scheme, parameters
 from mlc_bridge.schemes import SCHEMES, Scheme, Spec
 from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.sources import SOURCES, Checkpoint, Source, detect
 from mlc_bridge.sources.activation_order import folded
 from mlc_bridge.sources.hub import resolve
 from mlc_bridge.sources.source import FLOATS
-from mlc_bridge.stages.choose_scheme import AUTO, choose_scheme, form_of, nbytes_of, widened
-from mlc_bridge.stages.kinds import kinds, nbytes
+from mlc_bridge.stages.choose_scheme import choose_scheme, nbytes_of, widened
+from mlc_bridge.stages.kinds import Kind, kinds, nbytes
 from mlc_bridge.stages.left_out import left_out, same_values
 from mlc_bridge.stages.requantize import Requantize
+from mlc_bridge.stages.scheme_map import AUTO, SchemeMap
 from mlc_bridge.stages.text_part import text_config, text_part, told
 
 NOTHING = Requantize()
@@ -54,12 +55,12 @@ class Model:
 
     def scheme_of(self, weight: Weight) -> Scheme:
         """The scheme in whose form ``weight`` is stored; a float one where it stays float."""
-        quantized = is_quantized(weight, self.scheme, self.config.float_layers)
-        return form_of(weight, self.scheme, quantized=quantized)
+        own = own_scheme(weight, self.scheme, self.config)
+        return own or BY_DTYPE[self.scheme.model_dtype]
 
     def params(self, weight: Weight) -> dict[str, Spec]:
         """Suffix -> Spec of one weight."""
-        return parameters(weight, self.scheme, self.config.float_layers)
+        return parameters(weight, self.scheme, self.config)
 
     @cached_property
     def specs(self) -> dict[str, Spec]:
@@ -131,6 +132,10 @@ class Surveyed:
         every = (*self.config.split_layers, *paths)
         return replace(self, given={**self.given, "split_layers": every}) if paths else self
 
+    def held(self, scheme: Scheme, own: Mapping[str, Scheme]) -> Surveyed:
+        """The same with these layers (MLC paths) in schemes of their own beside ``scheme``."""
+        return replace(self, given={**self.given, **_own(self.weights, self.config, scheme, own)})
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know."""
@@ -162,13 +167,49 @@ def recognise(
     wish = Requantize.of(requantize)
     found = survey(ckpt, fmt, limits, wish)
     wish.check(found.weights)
-    alike = kinds(ckpt, fmt, found.weights)
-    choice = choose_scheme(ckpt, fmt, found.weights, alike, quantization, wish)
-    found = found.split(choice.split)
-    notes = (*found.notes, *filter(None, (widened(choice.scheme, alike),)))
-    model = Recognised(found.arch, found.config, choice.scheme, ckpt, fmt, found.left_out, notes)
+    named = SchemeMap.of(quantization)
+    named.check(found.weights)
+    found, scheme, alike = _settled(found, named, wish)
+    model = Recognised(found.arch, found.config, scheme, ckpt, fmt, found.left_out, found.notes)
     model.specs  # noqa: B018  raises where a shape does not fit the scheme
-    return replace(model, notes=(*notes, *_narrowed(model)))
+    told = (_several(model), widened(model.scheme_of, alike), *_narrowed(model))
+    return replace(model, notes=(*found.notes, *filter(None, told)))
+
+
+def _settled(
+    found: Surveyed, named: SchemeMap, requantize: Requantize
+) -> tuple[Surveyed, Scheme, list[Kind]]:
+    """Schemes for all layers, fused ones in parts where the parts want several."""
+    ckpt, source = found.ckpt, found.source
+    while True:
+        alike = kinds(ckpt, source, found.weights)
+        choice = choose_scheme(ckpt, source, found.weights, alike, named, requantize)
+        if choice.scheme is not None and not choice.split:
+            return found.held(choice.scheme, choice.own), choice.scheme, alike
+        found = _apart(found, choice.split)
+
+
+def _apart(found: Surveyed, paths: tuple[str, ...]) -> Surveyed:
+    """These fused layers in parts; a part of a float layer stays float."""
+    floats = set(found.config.float_layers).intersection(paths)
+    split = found.split(paths)
+    if not floats:
+        return split
+    parts = {s for w in found.weights if w.path in floats for s in w.sources}
+    new = (w.path for w in split.weights if parts.issuperset(w.sources))
+    kept = (path for path in found.config.float_layers if path not in floats)
+    return replace(split, given={**split.given, "float_layers": (*kept, *new)})
+
+
+def _several(model: Model) -> str | None:
+    """How many layers are of which scheme, where there are several."""
+    if not model.config.layer_schemes:
+        return None
+    count: dict[str, int] = {}
+    for weight in model.weights:
+        if (scheme := own_scheme(weight, model.scheme, model.config)) is not None:
+            count[scheme.name] = count.get(scheme.name, 0) + 1
+    return "layers of several schemes: " + ", ".join(f"{n} {name}" for name, n in count.items())
 
 
 def _narrowed(model: Recognised) -> tuple[str, ...]:
@@ -200,7 +241,29 @@ def describe(
         )
     config_json = text_config(read_config(home))
     arch = architecture(config_json, home)
-    return Model(arch, arch.config(config_json, **(limits or {})), SCHEMES[quantization])
+    config = arch.config(config_json, **(limits or {}))
+    named, weights = SchemeMap.of(quantization), arch.weights(config)
+    named.check(weights)
+    own = {w.path: s for w in weights if (s := named.of_weight(w))}
+    scheme = SCHEMES[named.first]
+    given = {**(limits or {}), **_own(weights, config, scheme, own)}
+    return Model(arch, arch.config(config_json, **given), scheme)
+
+
+def _own(
+    weights: Sequence[Weight], config: ModelConfig, scheme: Scheme, own: Mapping[str, Scheme]
+) -> dict[str, Any]:
+    """``own`` as the config says it, which is silent of what ``scheme`` makes of a layer anyway."""
+    kept = [path for path in config.float_layers if path not in own]
+    names: dict[str, str] = {}
+    for weight in weights:
+        form = own.get(weight.path)
+        usual = own_scheme(weight, scheme) is not None
+        if form in BY_DTYPE.values():
+            kept += [weight.path] if usual else []
+        elif form is not None and not (usual and form.name == scheme.name):
+            names[weight.path] = form.name
+    return {"float_layers": tuple(kept), "layer_schemes": names}
 
 
 def home_of(model_dir: str | Path) -> Path:

@@ -35,13 +35,13 @@ class Requantize:
 
     def covers(self, weight: Weight) -> bool:
         """Whether this weight may be rounded."""
-        return any(_hits(name, weight) for name in self.names)
+        return any(names(name, weight.path, *weight.sources) for name in self.names)
 
     def check(self, weights: Sequence[Weight]) -> None:
         """Raises ConfigError for a name that no weight of the model has."""
         matrices = [weight for weight in weights if weight.tensor is None]
         for name in self.names:
-            if not any(_hits(name, weight) for weight in matrices):
+            if not any(names(name, weight.path, *weight.sources) for weight in matrices):
                 raise ConfigError(
                     "--requantize names a layer that the model does not have",
                     found=repr(name),
@@ -49,13 +49,13 @@ class Requantize:
                 )
 
 
-def _hits(name: str, weight: Weight) -> bool:
-    paths = (weight.path, *weight.sources)
+def names(name: str, *paths: str) -> bool:
+    """Whether ``name`` is meant for the layer of these paths; ConfigError for a wrong pattern."""
     if name == ALL or any(p == name or p.endswith(f".{name}") for p in paths):
         return True
     try:
         return any(re.fullmatch(name, path) for path in paths)
     except re.error as error:
         raise ConfigError(
-            "--requantize holds what is no regular expression", found=f"{name!r}: {error}"
+            "the name of a layer is no regular expression", found=f"{name!r}: {error}"
         ) from None

@@ -19,7 +19,11 @@ ArtifactPath = Annotated[
     str | Path, "MLC model directory, its mlc-chat-config.json, or HF://org/name."
 ]
 Output = Annotated[str | Path, "Directory to write."]
-Quantization = Annotated[str, "Scheme under MLC's name; auto keeps the checkpoint as it is."]
+Quantization = Annotated[
+    str,
+    "Scheme under MLC's name; auto keeps the checkpoint as it is. Layers by name may have others: "
+    "q4f16_1,down_proj=q8f16_1,lm_head=q0f16.",
+]
 ConvTemplate = Annotated[
     str, "MLC's template name; auto derives it from the checkpoint and proves it."
 ]

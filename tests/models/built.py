@@ -22,11 +22,12 @@ from safetensors.numpy import save_file
 from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
 from mlc_bridge.compiler.pipeline import compile_module
 from mlc_bridge.compiler.target import host_target
-from mlc_bridge.models import MODELS, Arch, ModelConfig, Weight
-from mlc_bridge.models.arch import is_quantized, parameters
-from mlc_bridge.schemes import SCHEMES, Scheme, for_role
+from mlc_bridge.models import Arch, ModelConfig, Weight
+from mlc_bridge.models.arch import own_scheme, parameters
+from mlc_bridge.schemes import Scheme
 from mlc_bridge.stages.compile import CompileJob, make_plan, make_unit
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
+from mlc_bridge.stages.recognise import recognise
 
 Array = np.ndarray[Any, Any]
 Build = Callable[..., "Built"]
@@ -56,10 +57,9 @@ def build(
 
     Functions named in ``without`` are not compiled, which saves their kernels' time.
     """
-    hf = json.loads((checkpoint / "config.json").read_text())
-    arch, scheme = MODELS[hf["model_type"]], SCHEMES[quantization]
+    found = recognise(checkpoint, quantization=quantization, limits=limits)
+    arch, config, scheme = found.arch, found.config, found.scheme
     convert_weight(ConvertJob(checkpoint, out, quantization=quantization))
-    config = arch.config(hf, **limits)
     write_config(out, arch, config, scheme)
     target = host_target()
     unit = make_unit(make_plan(CompileJob(out)), target)
@@ -121,13 +121,13 @@ def write_decoded(
 
 def decoded(weight: Weight, config: ModelConfig, scheme: Scheme, cache: TensorCache) -> list[Array]:
     """The weight as the artifact holds it, float32 ``[n, k]`` (a norm: ``[n]``), per expert."""
-    suffixes = parameters(weight, scheme, config.float_layers)
+    suffixes = parameters(weight, scheme, config)
     arrays = {s: cache.array(f"{weight.path}.{s}") for s in suffixes if s != "bias"}
     if not weight.experts:
         arrays = {s: a[None] for s, a in arrays.items()}
-    if not is_quantized(weight, scheme, config.float_layers):
+    layout = own_scheme(weight, scheme, config)
+    if layout is None:
         return list(arrays["weight"].astype(np.float32) - np.float32(weight.offset))
-    layout = for_role(scheme, weight.role)
     count = weight.experts or 1
     parts = [layout.decode({s: a[e] for s, a in arrays.items()}) for e in range(count)]
     return [part.dequantize()[: weight.n, : weight.k] for part in parts]

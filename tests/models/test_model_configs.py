@@ -199,6 +199,6 @@ def test_float_layers_are_stored_float() -> None:
     kept = "model.layers.0.mlp.down_proj"
     config = arch.config(hf("llama"), float_layers=(kept,))
     assert arch.config(config.asdict()).float_layers == (kept,)
-    stored = {w.path: set(parameters(w, scheme, config.float_layers)) for w in arch.weights(config)}
+    stored = {w.path: set(parameters(w, scheme, config)) for w in arch.weights(config)}
     assert stored[kept] == {"weight"}
     assert stored["model.layers.1.mlp.down_proj"] == {"qweight", "qzeros", "scales"}

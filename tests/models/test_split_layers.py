@@ -24,7 +24,7 @@ from mlc_bridge.compiler.pipeline import fuse, lower, plan_memory
 from mlc_bridge.compiler.target import host_target
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import MODELS, ModelConfig, Weight
-from mlc_bridge.models.arch import is_quantized, parameters
+from mlc_bridge.models.arch import own_scheme, parameters
 from mlc_bridge.models.decoder.graph import DecoderGraph
 from mlc_bridge.models.decoder.part import Step
 from mlc_bridge.schemes import SCHEMES
@@ -60,9 +60,9 @@ def arrays(weight: Weight, config: ModelConfig) -> Iterator[tuple[str, Array]]:
     rows = weight.rows * max(weight.experts, 1)
     drawn = [_drawn(source, (n, weight.k)) for source, n in zip(weight.sources, rows, strict=True)]
     codes = [SCHEME.encode(SCHEME.quantize(w)) for w in drawn]
-    if not is_quantized(weight, SCHEME, config.float_layers):
+    if own_scheme(weight, SCHEME, config) is None:
         codes = [{"weight": SCHEME.decode(c).dequantize()} for c in codes]
-    for suffix, spec in parameters(weight, SCHEME, config.float_layers).items():
+    for suffix, spec in parameters(weight, SCHEME, config).items():
         if suffix == "bias":
             parts = [_drawn(f"{s}.bias", (n,)) for s, n in zip(weight.sources, rows, strict=True)]
         else:

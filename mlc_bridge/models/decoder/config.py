@@ -7,12 +7,12 @@ Blocks are MLC's own, key by key; an architecture adds keys by inheritance. Valu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlc_bridge.models.decoder import hf_config
 
-OURS = ("float_layers", "split_layers", "linear_layers")
+OURS = ("float_layers", "split_layers", "linear_layers", "layer_schemes")
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps")
 """Names of the norms' epsilon, whatever the norm."""
 
@@ -34,6 +34,7 @@ class DecoderConfig:
     float_layers: tuple[str, ...] = ()
     split_layers: tuple[str, ...] = ()
     linear_layers: tuple[str, ...] = ()
+    layer_schemes: dict[str, str] = field(default_factory=dict)
 
     @property
     def restart_beyond(self) -> int | None:
@@ -43,8 +44,9 @@ class DecoderConfig:
     def asdict(self) -> dict[str, Any]:
         """MLC's block; what is ours (``OURS``) stands there only when there is some of it."""
         block = asdict(self)
-        ours = {key: list(block.pop(key)) for key in OURS}
-        return {**block, **{key: kept for key, kept in ours.items() if kept}}
+        ours = {key: block.pop(key) for key in OURS}
+        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if v}
+        return {**block, **lists}
 
 
 def common(flat: Mapping[str, Any], largest_chunk: int = 8192) -> dict[str, Any]:
@@ -65,5 +67,6 @@ def common(flat: Mapping[str, Any], largest_chunk: int = 8192) -> dict[str, Any]
         "context_window_size": limits.context,
         "prefill_chunk_size": limits.chunk,
         "max_batch_size": limits.batch,
-        **{key: tuple(flat.get(key, ())) for key in OURS},
+        **{key: tuple(flat.get(key, ())) for key in OURS if key != "layer_schemes"},
+        "layer_schemes": dict(hf_config.block_of(flat, "layer_schemes")),
     }

@@ -83,15 +83,15 @@ class DecoderGraph(nn.Module):
         return lambda *args: op.concat([layer(*args) for layer in layers], dim=-1)
 
     def _layer(self, weight: Weight) -> Layer | nn.Parameter:
-        scheme, floats = self.scheme, self.decoder.float_layers
+        scheme, stored = self.scheme, self.decoder
         if weight.role == "plain":
             return nn.Parameter(weight.shape, "float32")
         if weight.role == "norm":
             return self.decoder.norm.plant(weight, scheme)
         if weight.role == "embedding":
-            return Embedding(weight, scheme, floats)
+            return Embedding(weight, scheme, stored)
         kind = ExpertLinear if weight.experts else QLinear
-        return kind(weight, scheme, floats)
+        return kind(weight, scheme, stored)
 
     def hidden(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach) -> nn.Tensor:
         """All layers, before the last norm; ``reach`` tells how far each row's sequence goes."""

@@ -20,7 +20,7 @@ in registers; tensors stay in the scheme's model dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from tvm import relax, te, tirx
@@ -28,10 +28,10 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-from mlc_bridge.models.arch import Weight, is_quantized, parameters
+from mlc_bridge.models.arch import Stored, Weight, own_scheme, parameters
 from mlc_bridge.models.decoder.mlp import Activation
 from mlc_bridge.schemes.matmul import nt_matmul
-from mlc_bridge.schemes.scheme import Scheme, for_role
+from mlc_bridge.schemes.scheme import Scheme
 
 Expr = Any
 
@@ -39,11 +39,12 @@ Expr = Any
 class Layer(nn.Module):
     """Owns the parameters of one row of the weight table, under the suffixes of the scheme."""
 
-    def __init__(self, weight: Weight, scheme: Scheme, float_layers: Sequence[str] = ()) -> None:
-        self.scheme, self.path = for_role(scheme, weight.role), weight.path
+    def __init__(self, weight: Weight, scheme: Scheme, stored: Stored | None = None) -> None:
+        own = own_scheme(weight, scheme, stored)
+        self.scheme, self.path = own or scheme, weight.path
         self.width = weight.k
-        self.specs = parameters(weight, scheme, float_layers)
-        self.quantized = is_quantized(weight, scheme, float_layers)
+        self.specs = parameters(weight, scheme, stored)
+        self.quantized = own is not None
         for suffix, spec in self.specs.items():
             setattr(self, suffix, nn.Parameter(spec.shape, spec.dtype))
 

@@ -6,7 +6,7 @@ logits = cap(head(norm(h)) * logit_scale)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,8 @@ class Decoder:
     """Fused layers that fall apart into their checkpoint parts, by MLC path."""
     linear_layers: tuple[str, ...] = ()
     """Head and routers stored like any linear, as the checkpoint quantizes them; MLC path."""
+    layer_schemes: Mapping[str, str] = field(default_factory=dict)
+    """MLC path -> the layer's own scheme, where it is not the model's."""
     apart: tuple[str, ...] = ()
     """Slots whose parts MLC keeps apart in every layer."""
 
@@ -64,6 +66,7 @@ class Decoder:
             float_layers=config.float_layers,
             split_layers=config.split_layers,
             linear_layers=config.linear_layers,
+            layer_schemes=config.layer_schemes,
             **more,
         )
 

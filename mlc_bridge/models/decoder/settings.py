@@ -28,8 +28,8 @@ HARMLESS = frozenset(
     tie_encoder_decoder tokenizer_class torch_dtype torchscript transformers_version
     transformers.js_config unsloth_fixed unsloth_version use_cache z_loss_coefficient
     do_sample max_length max_new_tokens min_p repetition_penalty temperature top_k top_p
-    float_layers split_layers linear_layers model_config text_config compression_config
-    quantize""".split()  # noqa: SIM905
+    float_layers split_layers linear_layers layer_schemes model_config text_config
+    compression_config quantize""".split()  # noqa: SIM905
 )
 MATHS: dict[str, tuple[Any, ...]] = {
     "alibi": (False,),
