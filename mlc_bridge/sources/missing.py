@@ -28,10 +28,7 @@ def _why(name: str, names: Collection[str]) -> tuple[str | None, str]:
     if (expert := EXPERT.match(name)) and (
         joined := [n for n in names if re.fullmatch(re.escape(expert[1]) + r"\.[a-z_]+", n)]
     ):
-        return f"all experts in one tensor, {joined[0]}", (
-            "Save a tensor for each expert: the halves of gate_up_proj[i] are expert i's gate_proj "
-            "and up_proj, down_proj[i] is its down_proj"
-        )
+        return f"all experts in one tensor, {joined[0]}", "Save a tensor for each expert"
     if name.startswith("lm_head."):
         return "no lm_head in the file", (
             "If the model's head is its embedding, config.json must say tie_word_embeddings true; "

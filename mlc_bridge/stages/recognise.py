@@ -29,6 +29,8 @@ from mlc_bridge.sources.activation_order import folded
 from mlc_bridge.sources.hub import resolve
 from mlc_bridge.sources.source import FLOATS
 from mlc_bridge.stages.choose_scheme import choose_scheme, nbytes_of, widened
+from mlc_bridge.stages.draft_layers import without_draft_layers
+from mlc_bridge.stages.joined_experts import experts_apart
 from mlc_bridge.stages.kinds import Kind, kinds, nbytes
 from mlc_bridge.stages.left_out import left_out, same_values
 from mlc_bridge.stages.requantize import Requantize
@@ -279,9 +281,13 @@ def has_weights(model_dir: str | Path) -> bool:
 
 
 def open_checkpoint(model_dir: str | Path, source: str | Path | None = None) -> Checkpoint:
-    """Config of ``model_dir`` and weights of ``source``, or of ``model_dir``; the text part."""
+    """Config of ``model_dir`` and weights of ``source``, or of ``model_dir``; the part that is run.
+
+    That is the text model, without layers that guess ahead, every expert with its own tensors.
+    """
     path = resolve(model_dir if source is None else source)
-    return text_part(Checkpoint.open(path, config_dir=home_of(model_dir)))
+    whole = Checkpoint.open(path, config_dir=home_of(model_dir))
+    return experts_apart(without_draft_layers(text_part(whole)))
 
 
 def detected(ckpt: Checkpoint, source_format: str = AUTO) -> tuple[Checkpoint, Source]:

@@ -127,10 +127,8 @@ def told(outside: Mapping[str, str]) -> tuple[str, ...]:
     found = []
     for part in dict.fromkeys(outside.values()):
         names = [name for name, of in outside.items() if of == part]
-        found.append(
-            f"the text model alone is read: left out are {len(names)} tensors of {part}; the first "
-            f"is {names[0]}"
-        )
+        whole = "the text model alone is read: " if part in OTHERS else ""
+        found.append(f"{whole}left out are {len(names)} tensors of {part}; the first is {names[0]}")
     return tuple(found)
 
 

@@ -180,29 +180,3 @@ def test_names_with_another_prefix(tmp_path: Path) -> None:
         home = write(tmp_path / f"moved{prefix}", moved, config)
         with pytest.raises(SourceError, match=rf"another prefix.* begin with model\. .*{prefix}"):
             converts(home, tmp_path / "out")
-
-
-def test_experts_in_one_tensor(tmp_path: Path) -> None:
-    model = tiny(
-        "qwen3_moe", moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2,
-        norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=False,
-    )  # fmt: skip
-    apart, config = saved(tmp_path / "apart", model)
-    experts = "model.layers.0.mlp.experts."
-    each = {x: [apart.pop(f"{experts}{i}.{x}_proj.weight") for i in range(4)]
-            for x in ("gate", "up", "down")}  # fmt: skip
-    both = [np.concatenate(pair) for pair in zip(each["gate"], each["up"], strict=True)]
-    joined = {
-        f"{experts}gate_up_proj": np.stack(both),
-        f"{experts}down_proj": np.stack(each["down"]),
-    }
-    home = write(tmp_path / "joined", {**apart, **joined}, config)
-    with pytest.raises(SourceError, match=r"all experts in one tensor.*halves of gate_up_proj"):
-        converts(home, tmp_path / "out")
-    for i in range(4):
-        halves = np.split(joined[f"{experts}gate_up_proj"][i], 2)
-        whole = {"gate": halves[0], "up": halves[1], "down": joined[f"{experts}down_proj"][i]}
-        apart |= {f"{experts}{i}.{x}_proj.weight": array for x, array in whole.items()}
-    assert converts(write(tmp_path / "again", apart, config), tmp_path / "out")
-    for name, array in load_file(tmp_path / "apart" / "model.safetensors").items():
-        assert np.array_equal(array, apart[name])
