@@ -38,6 +38,7 @@ REQUIRED_FUNCTIONS = {  # name -> number of arguments
     "batch_decode": 3,
     "create_tir_paged_kv_cache": 5,
 }
+HYBRID = "hybrid"  # MLC's kv_state_kind of models that keep an RNN state beside the cache
 GPUS = ("cuda", "rocm", "vulkan", "metal", "opencl")
 SYMBOL = b"__tvm_ffi__library_bin"
 MAGIC = 0xD225DE2F4214151E
@@ -86,9 +87,18 @@ def read_lib(path: Path) -> LibFile:
     return LibFile(path, nbytes, parse_metadata(text, path), functions, device)
 
 
-def check_functions(functions: Mapping[str, int], path: Path) -> None:
+def required_functions(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Name -> number of arguments of what an engine calls; a hybrid's take the RNN state too."""
+    if metadata.get("kv_state_kind") != HYBRID:
+        return REQUIRED_FUNCTIONS
+    states = {name for name in REQUIRED_FUNCTIONS if name.endswith(("prefill", "decode"))}
+    taken = {name: n + (name in states) for name, n in REQUIRED_FUNCTIONS.items()}
+    return {**taken, "create_rnn_state": 2}
+
+
+def check_functions(functions: Mapping[str, int], metadata: Mapping[str, Any], path: Path) -> None:
     """Compiled functions are called without a look: a missing one is a null call."""
-    for name, arity in REQUIRED_FUNCTIONS.items():
+    for name, arity in required_functions(metadata).items():
         if name not in functions:
             raise ArtifactError(
                 "the lib lacks a function", where=path, found=f"no {name}", todo=RECOMPILE

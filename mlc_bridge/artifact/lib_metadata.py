@@ -76,7 +76,8 @@ def check_runnable(metadata: Mapping[str, Any], where: Path) -> None:
             todo="Compile without tensor parallelism",
         )
     kind, task = metadata.get("kv_state_kind", "kv_cache"), metadata.get("model_task", "chat")
-    if (kind, task) != ("kv_cache", "chat") or not metadata.get("kv_cache"):
+    known = kind in ("kv_cache", "hybrid")
+    if not known or task != "chat" or not metadata.get("kv_cache"):
         raise ArtifactError(
             "this engine runs chat models with a KV cache",
             where=where,

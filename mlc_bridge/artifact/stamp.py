@@ -19,6 +19,8 @@ class Stamp(BaseModel):
     version: str | None = None
     fingerprint: str | None = None
     cpu_flags: list[str] = []
+    state_bytes: int = 0
+    """Of a lib with recurrent layers: what these keep of one sequence."""
 
 
 def stamp_of(found: Mapping[str, Any], where: object) -> Stamp:

@@ -18,6 +18,7 @@ from mlc_bridge.compiler.kernels import KernelChoice
 from mlc_bridge.compiler.kernels import explain as kernel_choices
 from mlc_bridge.compiler.kv_cache import CacheLayout, attach_cache
 from mlc_bridge.compiler.logits import attach_logit_processors, attach_softmax
+from mlc_bridge.compiler.rnn_state import StateLayout, attach_state
 from tir_schedules import Rule
 
 
@@ -33,6 +34,10 @@ def module_pass(name: str, rewrite: Callable[[IRModule], IRModule]) -> Pass:
 
 def kv_cache(layout: CacheLayout, target: Target) -> Pass:
     return module_pass("KVCache", lambda mod: attach_cache(mod, layout, target))
+
+
+def rnn_state(layout: StateLayout, target: Target) -> Pass:
+    return module_pass("RNNState", lambda mod: attach_state(mod, layout, target))
 
 
 def softmax(vocab: int, active: int | None) -> Pass:

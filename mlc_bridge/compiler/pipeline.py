@@ -32,6 +32,7 @@ from mlc_bridge.compiler import passes
 from mlc_bridge.compiler.kernels import KernelChoice
 from mlc_bridge.compiler.kv_cache import CacheLayout
 from mlc_bridge.compiler.linker import find_linker, link
+from mlc_bridge.compiler.rnn_state import StateLayout
 from mlc_bridge.errors import BridgeError, CompileError, ConfigError
 from tir_schedules.plugins import GROUP
 
@@ -51,6 +52,7 @@ class Unit:
 
     mod: tvm.IRModule
     cache: CacheLayout
+    state: StateLayout | None
     metadata: Mapping[str, Any]
     chunk: int
     vocab: int
@@ -64,6 +66,7 @@ class Unit:
 def attach(unit: Unit, target: Target) -> list[Pass]:
     return [
         passes.kv_cache(unit.cache, target),
+        *([passes.rnn_state(unit.state, target)] if unit.state else []),
         passes.softmax(unit.vocab, unit.active_vocab),
         passes.logit_processors(target),
         passes.embedding_allocator(unit.chunk),
@@ -118,8 +121,17 @@ def plan_memory() -> list[Pass]:
 def plan(unit: Unit) -> list[Pass]:
     return [
         *plan_memory(),
-        passes.metadata({**unit.metadata, "kv_cache": unit.cache.metadata()}, unit.usage),
+        passes.metadata({**unit.metadata, **_states(unit)}, unit.usage),
     ]
+
+
+def _states(unit: Unit) -> dict[str, Any]:
+    """What the lib says of its states: the cache in MLC's words, the recurrence in our block."""
+    told: dict[str, Any] = {"kv_cache": unit.cache.metadata()}
+    if unit.state is not None:
+        own = {**unit.metadata["mlc_bridge"], "state_bytes": unit.state.nbytes}
+        told |= {"kv_state_kind": "hybrid", "mlc_bridge": own}
+    return told
 
 
 def lower(target: Target, cuda_graph: bool = True) -> list[Pass]:

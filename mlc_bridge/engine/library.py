@@ -14,10 +14,10 @@ from typing import Any
 
 from mlc_bridge.artifact.lib_file import (
     GPUS,
-    REQUIRED_FUNCTIONS,
     LibFile,
     check_elf,
     check_functions,
+    required_functions,
 )
 from mlc_bridge.artifact.lib_metadata import (
     RECOMPILE,
@@ -71,7 +71,7 @@ def open_library(path: Path, model_dir: Path, device: str) -> Library:
     module, vm, target = _loaded(path, device)
     metadata = _metadata(path, module)
     check_runnable(metadata, path)
-    check_functions(_functions(module), path)
+    check_functions(_functions(module, metadata), metadata, path)
     if target.type == "cpu":
         check_cpu(metadata, path)
     check_lib(metadata, model_dir)
@@ -88,7 +88,7 @@ def check_lib_file(lib: LibFile, model_dir: Path, device: str) -> None:
     if OBSERVER in lib.functions:
         raise _calibrates(lib.path)
     check_runnable(lib.metadata, lib.path)
-    check_functions(lib.functions, lib.path)
+    check_functions(lib.functions, lib.metadata, lib.path)
     if device != "auto" and device.split(":")[0] != lib.device:
         raise _other_device(lib.device, device, lib.path)
     if lib.device == "cpu":
@@ -139,10 +139,10 @@ def _metadata(path: Path, module: Any) -> dict[str, Any]:
     return parse_metadata(str(module["_metadata"]()), path)
 
 
-def _functions(module: Any) -> dict[str, int]:
+def _functions(module: Any, metadata: dict[str, Any]) -> dict[str, int]:
     return {
         name: int(module["get_function_arity"](name))
-        for name in REQUIRED_FUNCTIONS
+        for name in required_functions(metadata)
         if module.implements_function(name)
     }
 

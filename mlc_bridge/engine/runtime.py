@@ -1,5 +1,8 @@
 """A model in memory: compiled lib, weights and the paged KV cache, as two calls that give logits.
 
+A model with recurrent layers (``kv_state_kind`` hybrid) keeps an RNN state beside the cache. Both
+know the sequences and go through the same calls; what a state has read cannot be taken back.
+
 ``prefill`` appends runs of tokens to sequences, ``decode`` one token to each. Both go the way of
 every MLC lib: ``embed`` the ids, tell the cache which sequence grows by how much
 (``begin_forward``), run the function, ``end_forward``. Logits come back as float32 ``[sequences,
@@ -19,11 +22,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.lib_file import HYBRID
 from mlc_bridge.engine.library import Library, find_library, open_library
 from mlc_bridge.engine.memory import available_memory
 from mlc_bridge.engine.parameters import load_parameters
 from mlc_bridge.engine.vocabulary import check_ids
-from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.errors import ArtifactError, ConfigError, EngineError
 from mlc_bridge.packing import Array
 
 PAGE = 16  # tokens in one page of the KV cache; compiled kernels know no other size
@@ -50,7 +54,8 @@ class EngineConfig:
 class Limits:
     """What the engine runs with: window of one sequence, tokens of one prefill step, sequences at
     once, tokens of all sequences together; ``sliding_window`` is -1 without one. A sequence that
-    grows beyond ``restart_beyond`` tokens is prefilled anew."""
+    grows beyond ``restart_beyond`` tokens is prefilled anew. ``only_grows``: the last tokens of a
+    sequence cannot be forgotten."""
 
     context_window: int
     prefill_chunk: int
@@ -60,6 +65,7 @@ class Limits:
     attention_sink: int = 0
     prefix_cache: bool = True
     restart_beyond: int | None = None
+    only_grows: bool = False
 
     def crosses(self, cached: int, tokens: int) -> bool:
         """Whether the cache of ``cached`` tokens is of no use to a sequence of ``tokens``."""
@@ -93,6 +99,7 @@ class Runtime:
         self._pages = tvm.get_global_func(cache + "get_num_available_pages")
         self._slide = tvm.get_global_func(cache + "enable_sliding_window_for_seq")
         self._kv = self._create_cache()
+        self._states = (self._kv, *self._create_state())
 
     @classmethod
     def open(
@@ -119,24 +126,30 @@ class Runtime:
 
     def add(self, sequence: int) -> None:
         """A new, empty sequence."""
-        self._add(self._kv, sequence)
+        for state in self._states:
+            self._add(state, sequence)
         self._enable_sliding(sequence)
 
     def fork(self, parent: int, child: int) -> None:
         """A new sequence with the past of ``parent``; pages are shared."""
-        self._fork(self._kv, parent, child, -1)
+        for state in self._states:
+            self._fork(state, parent, child, -1)
         self._enable_sliding(child)
 
     def remove(self, sequence: int) -> None:
-        self._remove(self._kv, sequence)
+        for state in self._states:
+            self._remove(state, sequence)
 
     def pop(self, sequence: int, count: int) -> None:
-        """Forget the last ``count`` tokens of a sequence."""
+        """Forget the last ``count`` tokens of a sequence; EngineError where it only grows."""
+        if count and self.limits.only_grows:
+            raise EngineError("a recurrent model cannot forget tokens", where=self.library.path)
         self._popn(self._kv, sequence, count)
 
     def clear(self) -> None:
         """Forget all sequences."""
-        self._clear(self._kv)
+        for state in self._states:
+            self._clear(state)
 
     @property
     def free_pages(self) -> int:
@@ -149,24 +162,17 @@ class Runtime:
         lengths = [len(run) for run in runs]
         total = sum(lengths)
         hidden = self._embedded([token for run in runs for token in run], (1, total))
-        self._begin(self._kv, self._shape(sequences), self._shape(lengths))
         if len(runs) == 1:
-            out = self._prefill(hidden, self._kv, self._params)
-        else:
-            last = np.cumsum(lengths, dtype=np.int32) - 1
-            out = self._batch_prefill(hidden, self._tensor(last), self._kv, self._params)
-        self._end(self._kv)
-        return self._logits(out, len(runs))
+            return self._forward(self._prefill, [hidden], sequences, lengths, 1)
+        last = self._tensor(np.cumsum(lengths, dtype=np.int32) - 1)
+        return self._forward(self._batch_prefill, [hidden, last], sequences, lengths, len(runs))
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Array:
         """Append ``tokens[i]`` to ``sequences[i]``; logits ``[len(tokens), vocab]``."""
         count = len(tokens)
         hidden = self._embedded(tokens, (count, 1))
-        self._begin(self._kv, self._shape(sequences), self._shape([1] * count))
         function = self._decode if count == 1 else self._batch_decode
-        out = function(hidden, self._kv, self._params)
-        self._end(self._kv)
-        return self._logits(out, count)
+        return self._forward(function, [hidden], sequences, [1] * count, count)
 
     @property
     def can_score(self) -> bool:
@@ -180,10 +186,8 @@ class Runtime:
         if not self.can_score:
             raise ArtifactError("the lib has no function batch_verify", where=self.library.path)
         hidden = self._embedded(run, (1, len(run)))
-        self._begin(self._kv, self._shape([sequence]), self._shape([len(run)]))
-        out = self.library.vm["batch_verify"](hidden, self._kv, self._params)
-        self._end(self._kv)
-        return self._logits(out, len(run))
+        verify = self.library.vm["batch_verify"]
+        return self._forward(verify, [hidden], [sequence], [len(run)], len(run))
 
     def warm_up(self) -> None:
         """One token through the model: finds a lib that cannot run, broken weights, or another
@@ -212,6 +216,29 @@ class Runtime:
         numbers = (limits.max_batch, limits.total, limits.prefill_chunk, PAGE, sliding)
         create = self.library.vm["create_tir_paged_kv_cache"]
         return create(*(self._shape([number]) for number in numbers))
+
+    def _create_state(self) -> list[Any]:
+        """The RNN state, where the model has one; a single place for each array of a sequence."""
+        if not self.limits.only_grows:
+            return []
+        create = self.library.vm["create_rnn_state"]
+        return [create(self._shape([self.limits.max_batch]), self._shape([1]))]
+
+    def _forward(
+        self,
+        function: Any,
+        inputs: list[Any],
+        sequences: Sequence[int],
+        lengths: Sequence[int],
+        rows: int,
+    ) -> Array:
+        """One pass: ``lengths[i]`` tokens go to ``sequences[i]``; logits ``[rows, vocab]``."""
+        for state in self._states:
+            self._begin(state, self._shape(sequences), self._shape(lengths))
+        out = function(*inputs, *self._states, self._params)
+        for state in self._states:
+            self._end(state)
+        return self._logits(out, rows)
 
     def _enable_sliding(self, sequence: int) -> None:
         if self.limits.sliding_window > 0:
@@ -255,6 +282,7 @@ def plan_limits(
     reach = window or sliding
     batch = {"interactive": 1, "local": 4, "server": metadata["max_batch_size"]}[mode]
     batch = _smallest(batch, metadata["max_batch_size"], config.max_num_sequence) or 1
+    batch = min(batch, _states_in_memory(metadata))
     chunk = _smallest(
         metadata["prefill_chunk_size"], chat.prefill_chunk_size, config.prefill_chunk_size, reach
     )
@@ -279,12 +307,22 @@ def plan_limits(
             expected=f"more than {beyond}",
             todo=f"Raise it, or set context_window_size to {beyond} at most",
         )
-    return Limits(window or sys.maxsize, chunk or 1, batch, total, sliding, sink, keep, beyond)
+    grows = metadata.get("kv_state_kind") == HYBRID
+    return Limits(
+        window or sys.maxsize, chunk or 1, batch, total, sliding, sink, keep, beyond, grows
+    )
 
 
 def _smallest(*values: int | None) -> int | None:
     """The smallest of the limits that are set (MLC writes -1 for "no limit")."""
     return min((int(v) for v in values if v is not None and v > 0), default=None)
+
+
+def _states_in_memory(metadata: dict[str, Any]) -> int:
+    """Sequences whose recurrent states fill a quarter of what is left, at least one."""
+    each = (metadata.get("mlc_bridge") or {}).get("state_bytes", 0)
+    free = available_memory()
+    return sys.maxsize if free is None or not each else max(1, int(free // 4 // each))
 
 
 def _tokens_in_memory(metadata: dict[str, Any]) -> int:

@@ -10,7 +10,8 @@ again; its tokens, prompt and answer, are prefilled anew when it returns. One se
 for the cache holds at least one context window.
 
 The cache of a sequence that ended stays until its slot or pages are needed. A new prompt that
-begins like one of them (the next turn of a chat) takes it over and prefills only the rest. How a
+begins like one of them (the next turn of a chat) takes it over and prefills only the rest; where a
+sequence only grows (recurrent layers) it must begin with all of it. How a
 prompt is cut into pieces decides how its logits are rounded, so an ``exact`` sequence takes nothing
 over and is prefilled alone, always in the same pieces; when it returns after it had to leave, its
 answer's tokens are decoded again, not prefilled.
@@ -198,6 +199,8 @@ class Scheduler:
             if crosses(*sorted((len(past.tokens), len(tokens)))):
                 continue
             common = min(past.common(tokens), len(tokens) - 1)
+            if self.runtime.limits.only_grows and common < len(past.tokens):
+                continue
             if common > most:
                 best, most = past, common
         return best, 0 if best is None else most

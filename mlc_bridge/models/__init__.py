@@ -12,6 +12,7 @@ from mlc_bridge.models.gemma2 import GEMMA2
 from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
 from mlc_bridge.models.glm4 import GLM4
 from mlc_bridge.models.granite import GRANITE
+from mlc_bridge.models.lfm2 import LFM2
 from mlc_bridge.models.llama import LLAMA
 from mlc_bridge.models.mistral import MISTRAL
 from mlc_bridge.models.mixtral import MIXTRAL
@@ -43,6 +44,7 @@ MODELS: Table[Arch] = table(
     ERNIE4_5,
     GLM4,
     GRANITE,
+    LFM2,
     OLMO2,
     OLMO3,
     SEED_OSS,

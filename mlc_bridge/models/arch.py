@@ -32,8 +32,9 @@ class Weight:
     ``offset`` is added to the source's values before they are stored. With ``experts`` the layer is
     a stack: ``rows``, ``n`` and ``k`` describe one expert, ``sources`` name those of expert 0, then
     of expert 1 and so on, and every stored array has the expert as its first axis. ``plain`` is a
-    tensor that is no layer's matrix or norm: both names are whole ones, without a suffix, and it is
-    stored as float32, as it decides (a router's correction, say) rather than multiplies.
+    tensor that is no layer's matrix or norm: both names are whole ones, without a suffix; its shape
+    is ``axes``, or ``[n]``. It is stored as float32, as it decides (a router's correction, say)
+    rather than multiplies, or in the model dtype where ``follows``.
     """
 
     path: str
@@ -44,6 +45,8 @@ class Weight:
     bias: bool = False
     offset: float = 0.0
     experts: int = 0
+    axes: tuple[int, ...] = ()
+    follows: bool = False
 
     def expert_sources(self, number: int) -> tuple[str, ...]:
         """The checkpoint layers that make one expert."""
@@ -64,7 +67,7 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one expert, where there are experts."""
-        return (self.n, self.k) if self.k else (self.n,)
+        return self.axes or ((self.n, self.k) if self.k else (self.n,))
 
     @property
     def n(self) -> int:
@@ -103,7 +106,7 @@ def own_scheme(weight: Weight, scheme: Scheme, stored: Stored | None = None) -> 
 def parameters(weight: Weight, scheme: Scheme, stored: Stored | None = None) -> dict[str, Spec]:
     """Suffix -> Spec of everything stored for ``weight``; full name: ``Weight.parameter``."""
     if weight.role == "plain":
-        return {"": Spec(weight.shape, "float32")}
+        return {"": Spec(weight.shape, scheme.model_dtype if weight.follows else "float32")}
     plain = Spec(weight.shape, scheme.model_dtype)
     own = own_scheme(weight, scheme, stored)
     params = {"weight": plain} if own is None else dict(own.params(weight.n, weight.k))

@@ -33,6 +33,7 @@ from mlc_bridge.errors import CompileError, ConfigError, MissingDependency
 from mlc_bridge.hub_id import is_remote
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.arch import parameters
+from mlc_bridge.models.decoder.state import KVPages, Recurrent
 from mlc_bridge.record import Record
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages import wishes
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from mlc_bridge.compiler.kv_cache import CacheLayout
     from mlc_bridge.compiler.pipeline import Unit
+    from mlc_bridge.compiler.rnn_state import StateLayout
     from mlc_bridge.models.arch import Arch, ModelConfig
     from mlc_bridge.models.decoder.state import State
     from mlc_bridge.schemes import Scheme
@@ -303,6 +305,7 @@ def make_unit(plan: CompilePlan, target: Target) -> Unit:
     return Unit(
         mod=mod,
         cache=cache_layout(graph.states(), plan.scheme),
+        state=state_layout(graph.states(), plan.scheme),
         metadata=plan.metadata,
         chunk=config.prefill_chunk_size,
         vocab=config.vocab_size,
@@ -346,15 +349,28 @@ def cache_layout(states: Sequence[State], scheme: Scheme) -> CacheLayout:
     """The paged cache of all layers: they share one geometry and one window."""
     from mlc_bridge.compiler.kv_cache import CacheLayout
 
-    windows = {state.window for state in states if state.window is not None}
-    kinds = {replace(state, window=None) for state in states}
+    every = [state for state in states if isinstance(state, KVPages)]
+    windows = {state.window for state in every if state.window is not None}
+    kinds = {replace(state, window=None) for state in every}
     if len(kinds) > 1 or len(windows) > 1:
         raise CompileError(
             "the layers differ in more than a window, which the paged cache cannot hold",
             found=f"{len(kinds)} geometries, windows {sorted(windows)}",
         )
     (pages,) = kinds
-    return CacheLayout(len(states), scheme.model_dtype, pages, max(windows, default=None))
+    return CacheLayout(len(every), scheme.model_dtype, pages, max(windows, default=None))
+
+
+def state_layout(states: Sequence[State], scheme: Scheme) -> StateLayout | None:
+    """The RNN state of all recurrent layers, which are of one kind; None where there are none."""
+    from mlc_bridge.compiler.rnn_state import StateLayout
+
+    every = [state for state in states if isinstance(state, Recurrent)]
+    if not every:
+        return None
+    (kind,) = set(every)
+    arrays = tuple((held.size, held.dtype or scheme.model_dtype) for held in kind.arrays)
+    return StateLayout(len(every), arrays)
 
 
 def lib_metadata(

@@ -262,7 +262,8 @@ def _fits(
     except BridgeError as error:
         return (), (f"convert refuses: {error}",)
     if dense:
-        own = {str(ckpt.dtype(f"{w.sources[0]}.weight")) for w in found.weights}
+        layers = (w for w in found.weights if w.role != "plain")
+        own = {str(ckpt.dtype(f"{w.sources[0]}.weight")) for w in layers}
         return tuple(
             SchemeFit(s.name, own <= {s.model_dtype}, None if own <= {s.model_dtype}
                       else f"weights are {', '.join(sorted(own))}")

@@ -101,6 +101,9 @@ def write_decoded(
     """A float32 Hugging Face checkpoint that holds what the artifact holds."""
     state = {}
     for weight in arch.weights(config):
+        if weight.role == "plain":
+            state[weight.sources[0]] = cache.array(weight.path).astype(np.float32)
+            continue
         stack = decoded(weight, config, scheme, cache)
         for number, full in enumerate(stack):
             sources = weight.expert_sources(number) if weight.experts else weight.sources

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import CLASSIC, SHARED
+from tiny import CLASSIC, HYBRIDS, SHARED
 from tiny import MODELS as TINY
 
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.decoder.settings import HARMLESS, MATHS
 
-TINY_ONES = [name for name in TINY | CLASSIC if name in MODELS]
+FIELDS = {name: {**SHARED, **own} for name, own in (TINY | CLASSIC | HYBRIDS).items()}
+TINY_ONES = [name for name in FIELDS if name in MODELS]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -102,6 +103,11 @@ SWITCHES: list[tuple[str, str, Any]] = [
     ("nemotron", "norm_eps", 0.5),
     ("starcoder2", "sliding_window", None),
     ("starcoder2", "norm_epsilon", 0.5),
+    ("lfm2", "layer_types", ["full_attention"] * 3),
+    ("lfm2", "conv_L_cache", 4),
+    ("lfm2", "conv_bias", False),
+    ("lfm2", "block_ffn_dim_multiplier", 2.0),
+    ("lfm2", "norm_eps", 0.5),
 ]
 
 
@@ -109,7 +115,7 @@ SWITCHES: list[tuple[str, str, Any]] = [
 def test_a_switch_that_changes_the_logits_changes_the_graph(
     name: str, key: str, value: Any
 ) -> None:
-    fields = {**SHARED, **(TINY | CLASSIC)[name]}
+    fields = FIELDS[name]
     changed = {**fields, key: value}
     if key == "use_sliding_window":
         changed |= {"sliding_window": 5, "max_window_layers": 1}
@@ -140,7 +146,7 @@ def logits(name: str, fields: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("name", TINY_ONES)
 def test_what_transformers_leaves_out_is_known(name: str, tmp_path: Path) -> None:
     """config.json holds what differs from the class; both forms must be read alike."""
-    config = transformers.AutoConfig.for_model(name, **{**SHARED, **(TINY | CLASSIC)[name]})
+    config = transformers.AutoConfig.for_model(name, **FIELDS[name])
     config.save_pretrained(tmp_path)
     short = transformers.PreTrainedConfig.get_config_dict(tmp_path)[0]
     assert MODELS[name].config(short) == MODELS[name].config(config.to_dict())

@@ -127,11 +127,21 @@ CLASSIC: dict[str, dict[str, Any]] = {
     },
     "starcoder2": {"sliding_window": WINDOW},
 }
+# With recurrent layers; compared in ``test_hybrids.py``.
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 3}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "lfm2": {
+        **SMALL,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_multiple_of": 32,
+        "conv_bias": True,
+    },
+}
 
 
 def save(name: str, directory: Path) -> Path:
     """Write the checkpoint of that name in float32, as transformers saves it."""
-    fields = {**SHARED, **(MODELS | CLASSIC)[name]}
+    fields = {**SHARED, **(MODELS | CLASSIC | HYBRIDS)[name]}
     kind = fields.pop("model_type", name)
     config = transformers.AutoConfig.for_model(kind, **fields)
     torch.manual_seed(len(name))
@@ -140,5 +150,7 @@ def save(name: str, directory: Path) -> Path:
         for key, tensor in model.named_parameters():
             if "norm" in key or key.endswith("bias"):  # ones and zeros show nothing
                 tensor.normal_(std=0.2).add_(0.0 if key.endswith("bias") else 0.7)
+            elif "conv" in key and tensor.ndim == 3:
+                tensor.normal_(std=0.5)
     model.save_pretrained(directory)
     return directory

@@ -4,7 +4,7 @@
 ``state()`` what the runtime must hold. An architecture builds a ``Decoder`` from its config::
 
     Decoder(embed, layers, norm, head)        Layer(mixer, mlp, join)
-    mixer: Attention   mlp: Gated, Plain, Experts   join: Pre, Post, Sandwich, Parallel
+    mixer: Attention, ShortConv   mlp: Gated, Plain, Experts   join: Pre, Post, Sandwich, Parallel
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from mlc_bridge.models.decoder.norm import LayerNorm, Norm
 from mlc_bridge.models.decoder.rope import LongRope, Rope
 from mlc_bridge.models.decoder.router import Router
 from mlc_bridge.models.decoder.settings import Settings
-from mlc_bridge.models.decoder.state import KVPages
+from mlc_bridge.models.decoder.short_conv import ShortConv
+from mlc_bridge.models.decoder.state import KVPages, Recurrent
 
 __all__ = [
     "Attention",
@@ -39,9 +40,11 @@ __all__ = [
     "Plain",
     "Post",
     "Pre",
+    "Recurrent",
     "Rope",
     "Router",
     "Sandwich",
     "Settings",
+    "ShortConv",
     "classic_fields",
 ]

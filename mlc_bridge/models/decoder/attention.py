@@ -44,6 +44,7 @@ class Attention:
     """Of the scores, in place of that."""
     score_cap: float | None = None
     window: int | None = None
+    norms: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
     qkv: Path = QKV
     o: Path = ("self_attn.o_proj", "self_attn.o_proj")
 
@@ -62,8 +63,8 @@ class Attention:
         }
         if self.norm is not None:
             widths = (q, kv) if self.together else (self.head_dim,) * 2
-            for slot, width in zip(("q_norm", "k_norm"), widths, strict=True):
-                slots[slot] = self.norm.weight((f"self_attn.{slot}",) * 2, width)
+            for slot, path, width in zip(("q_norm", "k_norm"), self.norms, widths, strict=True):
+                slots[slot] = self.norm.weight((path,) * 2, width)
         return slots
 
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:

@@ -20,6 +20,8 @@ class DecoderFamily:
     name: str
     defaults: Mapping[str, Any] = {}
     """What transformers' config class of this architecture sets where config.json is silent."""
+    renamed: Mapping[str, str] = {}
+    """Keys of config.json -> how this family calls them."""
 
     def read(self, flat: Settings) -> Any:
         """The architecture's config; every key that it asks for counts as read."""
@@ -30,14 +32,14 @@ class DecoderFamily:
 
     def config(self, hf: Mapping[str, Any], **overrides: Any) -> Any:
         """Raises ConfigError for a value that cannot be built and for a key of effect unread."""
-        flat = Settings.of(hf, overrides, self.defaults)
+        flat = Settings.of(hf, overrides, self.defaults, self.renamed)
         made = self.read(flat)
         flat.refuse_unread()
         return made
 
     def unused(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         """Keys of a config.json that are neither read nor known to be harmless."""
-        flat = Settings.of(hf, {}, self.defaults)
+        flat = Settings.of(hf, {}, self.defaults, self.renamed)
         self.read(flat)
         return flat.unread()
 
@@ -46,5 +48,7 @@ class DecoderFamily:
 
     def graph(self, config: Any, scheme: Scheme) -> Graph:
         from mlc_bridge.models.decoder.graph import DecoderGraph
+        from mlc_bridge.models.decoder.hybrid_graph import HybridGraph
 
-        return DecoderGraph(self.decoder(config), scheme)
+        decoder = self.decoder(config)
+        return (HybridGraph if decoder.is_hybrid else DecoderGraph)(decoder, scheme)

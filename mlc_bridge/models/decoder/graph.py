@@ -15,7 +15,7 @@ The batch shapes stay apart on purpose: one row, few rows and many rows want dif
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,6 @@ from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 from mlc_bridge.models.arch import Weight
 from mlc_bridge.models.decoder.layers import (
     Embedding,
-    Layer,
     QLinear,
     cap,
     last_token,
@@ -64,7 +63,7 @@ class DecoderGraph(nn.Module):
         ]
         self.outer |= {slot: self._plant(w) for slot, w in outer.items()}
 
-    def _plant(self, weight: Weight) -> Layer | nn.Parameter:
+    def _plant(self, weight: Weight) -> Any:
         layer = self._layer(weight)
         *parents, leaf = weight.path.split(".")
         node: nn.Module = self
@@ -75,17 +74,18 @@ class DecoderGraph(nn.Module):
         setattr(node, leaf, layer)
         return layer
 
-    def _fused(self, weights: tuple[Weight, ...]) -> Callable[..., nn.Tensor]:
+    def _fused(self, weights: tuple[Weight, ...]) -> Any:
         """One layer; of several the outputs stand side by side."""
         layers = [self._plant(weight) for weight in weights]
         if len(layers) == 1:
             return layers[0]
         return lambda *args: op.concat([layer(*args) for layer in layers], dim=-1)
 
-    def _layer(self, weight: Weight) -> Layer | nn.Parameter:
+    def _layer(self, weight: Weight) -> Any:
         scheme, stored = self.scheme, self.decoder
         if weight.role == "plain":
-            return nn.Parameter(weight.shape, "float32")
+            dtype = scheme.model_dtype if weight.follows else "float32"
+            return nn.Parameter(weight.shape, dtype)
         if weight.role == "norm":
             return self.decoder.norm.plant(weight, scheme)
         if weight.role == "embedding":
@@ -93,12 +93,15 @@ class DecoderGraph(nn.Module):
         kind = ExpertLinear if weight.experts else QLinear
         return kind(weight, scheme, stored)
 
-    def hidden(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach) -> nn.Tensor:
+    def hidden(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach, **recurrence: Any) -> nn.Tensor:
         """All layers, before the last norm; ``reach`` tells how far each row's sequence goes."""
         x = x if self.decoder.embed_scale == 1.0 else x * self.decoder.embed_scale
-        step = Step(kv, self.rope_tables(x, kv, reach))
-        for index, (layer, block) in enumerate(zip(self.decoder.layers, self.blocks, strict=True)):
-            x = layer.emit(block, x, replace(step, index=index))
+        step = Step(kv, self.rope_tables(x, kv, reach), **recurrence)
+        before: Counter[type] = Counter()
+        for layer, block in zip(self.decoder.layers, self.blocks, strict=True):
+            kind = type(layer.mixer.state())
+            x = layer.emit(block, x, replace(step, index=before[kind]))
+            before[kind] += 1
         return x
 
     def rope_tables(self, x: nn.Tensor, kv: PagedKVCache, reach: Reach) -> Any:
@@ -106,7 +109,7 @@ class DecoderGraph(nn.Module):
         if not self.decoder.rotates_in_graph:
             return None
         at = positions(kv, x.shape[0] * x.shape[1])
-        width = self.decoder.layers[0].mixer.head_dim
+        width = self.decoder.pages[0].head_dim
         return {rope: rope_table(at, reach, rope, width) for rope in self.decoder.ropes}
 
     def logits(self, x: nn.Tensor) -> nn.Tensor:
@@ -144,13 +147,19 @@ class DecoderGraph(nn.Module):
 
     def functions(self) -> nn.spec.ModuleSpec:
         """Input shapes of every function; all take the parameters as one packed tuple."""
+        mode = {"$": {"param_mode": "packed", "effect_mode": "none"}}
+        inputs = {name: {**takes, **mode} for name, takes in self.inputs().items()}
+        return nn.spec.ModuleSpec.from_raw(inputs, self)
+
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Function -> its arguments but the parameters."""
         h, dtype = self.decoder.hidden, self.scheme.model_dtype
         kv = {"paged_kv_cache": nn.spec.Object(object_type=PagedKVCache)}
 
         def rows(*shape: int | str) -> nn.spec.Tensor:
             return nn.spec.Tensor([*shape, h], dtype)
 
-        inputs: dict[str, dict[str, Any]] = {
+        return {
             "embed": {"input_ids": nn.spec.Tensor(["seq_len"], "int32")},
             "prefill": {"input_embed": rows(1, "seq_len"), **kv},
             "decode": {"input_embed": rows(1, 1), **kv},
@@ -162,5 +171,3 @@ class DecoderGraph(nn.Module):
             "batch_decode": {"input_embeds": rows("batch_size", 1), **kv},
             "batch_verify": {"input_embeds": rows(1, "seq_len"), **kv},
         }
-        mode = {"$": {"param_mode": "packed", "effect_mode": "none"}}
-        return nn.spec.ModuleSpec.from_raw({k: {**v, **mode} for k, v in inputs.items()}, self)

@@ -157,9 +157,19 @@ def layer_types(hf: HF, every: int) -> list[str]:
     kinds = hf.get("layer_types") or [
         FULL if (i + 1) % every == 0 else LOCAL for i in range(layers)
     ]
-    if len(kinds) != layers or not {FULL, LOCAL} >= set(kinds):
-        raise ConfigError("layer_types: one known kind for every layer", found=kinds)
-    return list(kinds)
+    return kinds_of_layers(hf, kinds, (FULL, LOCAL))
+
+
+def kinds_of_layers(hf: HF, kinds: Iterable[str], known: Iterable[str]) -> list[str]:
+    """``kinds`` when it names a known one for every layer."""
+    found = list(kinds)
+    if len(found) != integer(hf, "num_hidden_layers") or not set(known) >= set(found):
+        raise ConfigError(
+            "layer_types: one known kind for every layer",
+            found=found,
+            expected=" or ".join(known),
+        )
+    return found
 
 
 def _rope_parameters(hf: HF, layers: str | None) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from mlc_bridge.models.decoder.attention import Attention
 from mlc_bridge.models.decoder.norm import Norm
-from mlc_bridge.models.decoder.part import Block, Part, Path, Step, Weights
+from mlc_bridge.models.decoder.part import Block, Mixer, Part, Path, Step, Weights
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
@@ -102,7 +101,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Layer:
-    mixer: Attention
+    mixer: Mixer
     mlp: Part
     join: Join
 

@@ -17,7 +17,7 @@ from mlc_bridge.models.decoder.layer import Layer
 from mlc_bridge.models.decoder.norm import Norm
 from mlc_bridge.models.decoder.part import Path, matrix
 from mlc_bridge.models.decoder.rope import Rope
-from mlc_bridge.models.decoder.state import State
+from mlc_bridge.models.decoder.state import KVPages, State
 
 if TYPE_CHECKING:
     from mlc_bridge.models.decoder.config import DecoderConfig
@@ -123,18 +123,32 @@ class Decoder:
         """
         states = tuple(layer.mixer.state() for layer in self.layers)
         if self.rotates_in_graph:
-            states = tuple(replace(state, rope=None) for state in states)
+            states = tuple(
+                replace(state, rope=None) if isinstance(state, KVPages) else state
+                for state in states
+            )
         return states
+
+    @property
+    def pages(self) -> tuple[KVPages, ...]:
+        """The states of the layers with attention."""
+        states = (layer.mixer.state() for layer in self.layers)
+        return tuple(state for state in states if isinstance(state, KVPages))
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether some layers are recurrences."""
+        return len(self.pages) < len(self.layers)
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """Every kind of rotary embedding once, in the order of the layers."""
-        kinds = dict.fromkeys(layer.mixer.rope for layer in self.layers)
+        kinds = dict.fromkeys(pages.rope for pages in self.pages)
         return tuple(rope for rope in kinds if rope is not None)
 
     @property
     def rotates_in_graph(self) -> bool:
-        plain = all(layer.mixer.rope == self.layers[0].mixer.rope for layer in self.layers)
+        plain = len({pages.rope for pages in self.pages}) <= 1
         return not plain or any(rope.in_graph for rope in self.ropes)
 
 

@@ -11,6 +11,7 @@ the maths (``MATHS``: refused unless it has the value that means "off"), or is u
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mlc_bridge.errors import ConfigError
@@ -73,14 +74,24 @@ class Settings(Mapping[str, Any]):
 
     @classmethod
     def of(
-        cls, config: Mapping[str, Any], overrides: Mapping[str, Any], defaults: Mapping[str, Any]
+        cls,
+        config: Mapping[str, Any],
+        overrides: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        renamed: Mapping[str, str] = MappingProxyType({}),
     ) -> Settings:
-        """Text model of a nested config, MLC's block, then every override that is given."""
+        """Text model of a nested config, MLC's block, then every override that is given.
+
+        A key of ``renamed`` counts as the one that it stands for.
+        """
         key = "model_config" if config.get("model_config") else "text_config"
         inner = block_of(config, key)
         outer = {k: v for k, v in config.items() if k not in ("model_config", "text_config")}
         wishes = {k: v for k, v in overrides.items() if v is not None}
-        return cls({**outer, **inner, **wishes}, defaults)
+        given = {**outer, **inner, **wishes}
+        for theirs in given.keys() & renamed.keys():
+            given[renamed[theirs]] = given.pop(theirs)
+        return cls(given, defaults)
 
     def __getitem__(self, key: str) -> Any:
         self._read.add(key)

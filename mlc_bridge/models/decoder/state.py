@@ -23,4 +23,22 @@ class KVPages:
     score_cap: float | None = None
 
 
-State = KVPages
+@dataclass(frozen=True)
+class Held:
+    """One array of ``size`` elements for every sequence; of the model dtype unless it is told."""
+
+    size: int
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """What a recurrence has made of all past tokens, in the runtime's RNN state; zero at first.
+
+    Its size does not grow with the sequence, and what has been read cannot be taken back.
+    """
+
+    arrays: tuple[Held, ...]
+
+
+State = KVPages | Recurrent
