@@ -22,6 +22,7 @@ from mlc_bridge.models.olmo3 import OLMO3
 from mlc_bridge.models.phi3 import PHI3
 from mlc_bridge.models.qwen2 import QWEN2
 from mlc_bridge.models.qwen3 import QWEN3
+from mlc_bridge.models.qwen3_5_text import QWEN3_5_TEXT
 from mlc_bridge.models.qwen3_moe import QWEN3_MOE
 from mlc_bridge.models.seed_oss import SEED_OSS
 from mlc_bridge.models.smollm3 import SMOLLM3
@@ -47,6 +48,7 @@ MODELS: Table[Arch] = table(
     LFM2,
     OLMO2,
     OLMO3,
+    QWEN3_5_TEXT,
     SEED_OSS,
     SMOLLM3,
     COHERE,

@@ -352,6 +352,8 @@ def cache_layout(states: Sequence[State], scheme: Scheme) -> CacheLayout:
     every = [state for state in states if isinstance(state, KVPages)]
     windows = {state.window for state in every if state.window is not None}
     kinds = {replace(state, window=None) for state in every}
+    if not kinds:
+        raise CompileError("no layer has attention, and no engine runs such a model")
     if len(kinds) > 1 or len(windows) > 1:
         raise CompileError(
             "the layers differ in more than a window, which the paged cache cannot hold",

@@ -46,6 +46,7 @@ WITHOUT = {
     "qwen2_vl": "qwen2_vl_text",
     "qwen2_5_vl": "qwen2_5_vl_text",
     "qwen3_vl": "qwen3_vl_text",
+    "qwen3_5": "qwen3_5_text",
     "smolvlm": "llama",
 }
 # Their text models attend to a prompt in both directions, which older configs do not say.

@@ -68,6 +68,7 @@ def hf(name: str, **changes: Any) -> dict[str, Any]:
         "qwen3_moe": experts,
         "gemma2": {"query_pre_attn_scalar": 64},
         "gemma3_text": {"query_pre_attn_scalar": 64},
+        "qwen3_5_text": {"full_attention_interval": 1},
     }
     return {**base, **own.get(name, {}), **changes}
 

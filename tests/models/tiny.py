@@ -136,6 +136,15 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "block_multiple_of": 32,
         "conv_bias": True,
     },
+    "qwen3_5_text": {
+        **SMALL,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_key_head_dim": 24,
+        "linear_value_head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "partial_rotary_factor": 0.5,
+    },
 }
 
 

@@ -4,7 +4,8 @@
 ``state()`` what the runtime must hold. An architecture builds a ``Decoder`` from its config::
 
     Decoder(embed, layers, norm, head)        Layer(mixer, mlp, join)
-    mixer: Attention, ShortConv   mlp: Gated, Plain, Experts   join: Pre, Post, Sandwich, Parallel
+    mixer: Attention, GatedDelta, Mamba2, ShortConv   mlp: Gated, Plain, Experts
+    join: Pre, Post, Sandwich, Parallel
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from mlc_bridge.models.decoder.attention import Attention
 from mlc_bridge.models.decoder.classic import ClassicConfig, classic_fields
 from mlc_bridge.models.decoder.experts import Experts
 from mlc_bridge.models.decoder.family import DecoderFamily
+from mlc_bridge.models.decoder.gated_delta import GatedDelta
 from mlc_bridge.models.decoder.layer import Layer, Parallel, Post, Pre, Sandwich
 from mlc_bridge.models.decoder.mlp import Gated, Plain
 from mlc_bridge.models.decoder.model import Decoder, Names
@@ -30,6 +32,7 @@ __all__ = [
     "DecoderFamily",
     "Experts",
     "Gated",
+    "GatedDelta",
     "KVPages",
     "Layer",
     "LayerNorm",

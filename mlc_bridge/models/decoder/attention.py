@@ -44,6 +44,8 @@ class Attention:
     """Of the scores, in place of that."""
     score_cap: float | None = None
     window: int | None = None
+    gate: bool = False
+    """Each query head brings a gate for its output, in the rows behind it."""
     norms: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
     qkv: Path = QKV
     o: Path = ("self_attn.o_proj", "self_attn.o_proj")
@@ -58,7 +60,7 @@ class Attention:
     def weights(self, hidden: int) -> Weights:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         slots = {
-            "qkv": matrix(self.qkv, (q, kv, kv), hidden, bias=self.bias),
+            "qkv": matrix(self.qkv, (q * (1 + self.gate), kv, kv), hidden, bias=self.bias),
             "o": matrix(self.o, (hidden,), q, bias=self.o_bias),
         }
         if self.norm is not None:
@@ -71,11 +73,15 @@ class Attention:
         from tvm.relax.frontend.nn import op
 
         from mlc_bridge.models.decoder.layers import attend, joint_norm, qk_norm
+        from mlc_bridge.models.decoder.output_gate import gate, split_gate
         from mlc_bridge.models.decoder.rotary import rotate
 
         b, s, _ = x.shape
         both = self.heads + self.kv_heads
-        qkv = op.reshape(block["qkv"](x), (b * s, both + self.kv_heads, self.head_dim))
+        every = both + self.kv_heads + (self.heads if self.gate else 0)
+        qkv = op.reshape(block["qkv"](x), (b * s, every, self.head_dim))
+        if self.gate:
+            qkv, gates = split_gate(qkv, self.heads)
         if self.norm is not None:
             norm = joint_norm if self.together else qk_norm
             qkv = norm(qkv, block["q_norm"], block["k_norm"], self.heads, self.kv_heads)
@@ -84,6 +90,7 @@ class Attention:
             qkv = rotate(qkv, table, both, interleaved=self.rope.interleaved)
         local = self.window is not None
         out = attend(step.kv, step.index, qkv, self.heads, self.scale, local=local)
+        out = gate(out, gates) if self.gate else out
         return block["o"](op.reshape(out, (b, s, self.heads * self.head_dim)))
 
     @property

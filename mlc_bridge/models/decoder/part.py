@@ -70,6 +70,6 @@ def matrix(names: Path, rows: tuple[int, ...], k: int, **more: Any) -> Weight:
 
 
 def tensor(names: Path, axes: tuple[int, ...], *, follows: bool = False) -> Weight:
-    """One small float tensor under its whole name; float32, or as the model where it ``follows``."""
+    """One small float tensor under its whole name: float32, or as the model (``follows``)."""
     ours, theirs = names
     return Weight(ours, (theirs,), (math.prod(axes),), 0, "plain", axes=axes, follows=follows)
