@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         inspect_checkpoint,
     )
     from mlc_bridge.stages.progress import Progress
+    from mlc_bridge.stages.quantize import QuantizeJob, QuantizeReport, quantize
     from mlc_bridge.stages.upload import UploadJob, UploadReport, upload
     from mlc_bridge.stages.verify import VerifyJob, VerifyReport, verify
 
@@ -133,6 +134,7 @@ _HOMES = {
         "inspect_checkpoint",
     ),
     "mlc_bridge.stages.progress": ("Progress",),
+    "mlc_bridge.stages.quantize": ("QuantizeJob", "QuantizeReport", "quantize"),
     "mlc_bridge.stages.upload": ("UploadJob", "UploadReport", "upload"),
     "mlc_bridge.stages.verify": (
         "VerifyJob",
@@ -177,6 +179,8 @@ __all__ = [
     "MLCEngine",
     "MissingDependency",
     "Progress",
+    "QuantizeJob",
+    "QuantizeReport",
     "Record",
     "SourceError",
     "UnknownFormat",
@@ -195,6 +199,7 @@ __all__ = [
     "inspect_artifact",
     "inspect_checkpoint",
     "plan",
+    "quantize",
     "upload",
     "verify",
 ]

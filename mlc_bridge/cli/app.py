@@ -38,6 +38,7 @@ from mlc_bridge.stages.inspect_checkpoint import (
     inspect_checkpoint,
 )
 from mlc_bridge.stages.model_type import check_model_type
+from mlc_bridge.stages.quantize import QuantizeJob, quantize
 from mlc_bridge.stages.upload import UploadJob, upload
 from mlc_bridge.stages.verify import VerifyJob, verify
 
@@ -237,6 +238,12 @@ def _inspect(
         shown.checkpoint(found, verbose=verbose)
 
 
+def _quantize(given: dict[str, Any], as_json: bool) -> None:
+    with Bars() as progress:
+        found = quantize(QuantizeJob(**given), progress)
+    show.as_json(found) if as_json else reports.quantization(found)
+
+
 def _check(given: dict[str, Any], as_json: bool) -> None:
     with Bars() as progress:
         found = check_artifact(CheckJob(**given), progress)
@@ -267,6 +274,12 @@ def _bench(given: dict[str, Any], as_json: bool) -> None:
     show.as_json(found) if as_json else reports.speeds(found)
 
 
+_command(
+    "quantize",
+    QuantizeJob,
+    _quantize,
+    "Quantize a float checkpoint by a recipe; writes a checkpoint.",
+)
 _command("check", CheckJob, _check, "Check an MLC directory before an engine starts.")
 _stage_of_ours("upload", UploadJob, upload, "Upload an MLC directory to the Hugging Face hub.")
 _command("verify", VerifyJob, _verify, "Compare a compiled model with its checkpoint.")

@@ -26,6 +26,10 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
 }
 
 
+# Fields that the command itself fills, from flags of its own.
+ALREADY_FLAGS = ("options",)
+
+
 def job_command(
     job: type,
     run: Callable[[dict[str, Any], bool], None],
@@ -42,7 +46,7 @@ def job_command(
     more = more or {}
     recipe = "config" in more
     hints = get_type_hints(job, include_extras=True)
-    fields = dataclasses.fields(job)
+    fields = [f for f in dataclasses.fields(job) if f.name not in ALREADY_FLAGS]
 
     def command(**values: Any) -> None:
         as_json = values.pop("json")

@@ -17,6 +17,7 @@ from mlc_bridge.stages.convert_weight import ConvertReport, LayerError
 from mlc_bridge.stages.doctor import Diagnosis
 from mlc_bridge.stages.gen_config import GenConfigReport
 from mlc_bridge.stages.inspect_artifact import CheckReport
+from mlc_bridge.stages.quantize import QuantizeReport
 from mlc_bridge.stages.verify import VerifyReport
 
 WORST = 5  # rounded layers on the screen
@@ -242,3 +243,28 @@ def diagnosis(found: Diagnosis) -> None:
         [(a.name, "yes" if a.works else "no", a.todo or "") for a in found.abilities],
     )
     show.notes(found.conflicts)
+
+
+def quantization(found: QuantizeReport) -> None:
+    """What was written, what it cost, and the layers it cost most."""
+    measured = dict(found.measured)
+    show.rows(
+        "quantize: done",
+        [
+            ("output", found.output),
+            ("recipe", found.recipe["name"]),
+            ("format", found.format),
+            ("weights", f"{show.size(found.nbytes)} (float {show.size(found.checkpoint_nbytes)})"),
+            ("layers", f"{len(found.layers)} quantized, {len(found.float_layers)} left in float"),
+            ("calibration", f"{found.samples} samples, {found.tokens} tokens"),
+            *((name.replace("_", " "), f"{value:.6g}") for name, value in measured.items()),
+            ("seconds", f"{found.seconds:.1f}"),
+        ],
+    )
+    ranked = sorted(found.layers, key=lambda x: x.output or x.weight, reverse=True)[:WORST]
+    show.table(
+        ("worst layers", "weights %", "output %"),
+        [(x.layer, 100 * x.weight, "" if x.output is None else f"{100 * x.output:.3f}")
+         for x in ranked],
+    )  # fmt: skip
+    show.notes(found.notes)
