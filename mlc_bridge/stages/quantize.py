@@ -63,7 +63,9 @@ class QuantizeJob(Record):
     output_format: Annotated[str | None, "Format to write; default is the recipe's."] = None
     seed: Annotated[int | None, "Seed of the samples drawn; default is the recipe's."] = None
     report: Annotated[bool, "Write quantize.html and quantize.json beside the weights."] = False
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Annotated[
+        Mapping[str, str], "msModelSlim's options by their own names, in place of a recipe."
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
