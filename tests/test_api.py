@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import mlc_bridge
-from mlc_bridge import BuildJob, BuildReport, ConfigError, Record, build, plan
+from mlc_bridge import ArtifactError, BuildJob, BuildReport, ConfigError, Record, build, plan
 from mlc_bridge.record import meanings
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,16 @@ def test_every_field_says_what_it_means(kind: type[Record]) -> None:
     schema = kind.json_schema()
     assert set(schema["properties"]) == fields
     assert all(len(p["description"]) > 5 for p in schema["properties"].values())
+
+
+def test_mlcs_arguments_of_the_engine(tmp_path: Path) -> None:
+    """The same names as MLC LLM's, in its order; what has no effect says so."""
+    for kind in (mlc_bridge.MLCEngine, mlc_bridge.AsyncMLCEngine):
+        names = list(inspect.signature(kind).parameters)
+        assert names[:6] == ["model", "device", "model_lib", "mode", "engine_config",
+                             "enable_tracing"]  # fmt: skip
+        with pytest.warns(UserWarning, match="no effect"), pytest.raises(ArtifactError):
+            kind(tmp_path, enable_tracing=True)
 
 
 def test_a_job_goes_through_json(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 A line that ends with a backslash goes on in the next; three double quotes begin and end a message
 of many lines. On a terminal the arrow keys bring back earlier lines. Ctrl-C stops an answer, which
-then stays in the conversation as far as it came.
+then stays in the conversation as far as it came. With ``as_json`` an answer is one line of JSON on
+stdout: prompt, text, why it ended, tokens and seconds; or prompt and error.
 """
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -38,6 +40,7 @@ class Chat:
     engine: MLCEngine
     wishes: dict[str, Any]
     system: str | None = None
+    as_json: bool = False
     _turns: list[dict[str, Any]] = field(default_factory=list, init=False)
     _stats: str = field(default="no answer yet", init=False)
 
@@ -58,7 +61,8 @@ class Chat:
         """Answer one prompt; the answer goes to stdout, its speed to stderr."""
         self._turns.append({"role": "user", "content": prompt})
         self._stream()
-        print(f"({self._stats})", file=sys.stderr)
+        if not self.as_json:
+            print(f"({self._stats})", file=sys.stderr)
 
     def _answer(self, text: str) -> None:
         before = list(self._turns)
@@ -66,6 +70,8 @@ class Chat:
             self._turns.append({"role": "user", "content": text})
             self._stream()
         except BridgeError as error:
+            if self.as_json:
+                print(json.dumps({"prompt": text, "error": str(error)}), flush=True)
             print(f"error: {error}", file=sys.stderr)
             self._turns = before
 
@@ -86,7 +92,7 @@ class Chat:
 
     def _stream(self) -> None:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        pieces, clock = [], _Clock()
+        pieces, clock, ended = list[str](), _Clock(), "stop"
         chunks: Any = self.engine.chat.completions.create(
             messages=[*system, *self._turns],
             stream=True,
@@ -98,13 +104,23 @@ class Chat:
                 clock.see(chunk)
                 for choice in chunk.choices:
                     pieces.append(choice.delta.content or "")
-                    print(pieces[-1], end="", flush=True)
-            print()
+                    ended = choice.finish_reason or ended
+                    self._show(pieces[-1])
+            self._show("\n")
         except KeyboardInterrupt:  # ends this answer, not the conversation
             chunks.close()
+            ended = "interrupted"
             print(" (stopped)", file=sys.stderr)
+        if self.as_json:
+            prompt, text = self._turns[-1]["content"], "".join(pieces)
+            told = {"prompt": prompt, "text": text, "finish_reason": ended, **clock.numbers}
+            print(json.dumps(told), flush=True)
         self._turns.append({"role": "assistant", "content": "".join(pieces)})
         self._stats = clock.text
+
+    def _show(self, text: str) -> None:
+        if not self.as_json:
+            print(text, end="", flush=True)
 
 
 def _messages() -> Iterator[str]:
@@ -148,9 +164,17 @@ class _Clock:
             self._tokens += 1
 
     @property
-    def text(self) -> str:
+    def numbers(self) -> dict[str, float | None]:
+        """Tokens, seconds to the first one, and the rate of those after it."""
         now = time.perf_counter()
         first = self._first or now
-        tokens, decoding = self._tokens, now - first
-        rate = f", {(tokens - 1) / decoding:.1f} tokens/s" if tokens > 1 and decoding > 0 else ""
-        return f"{tokens} tokens, first after {first - self._started:.2f} s{rate}"
+        some = self._tokens > 1 and now > first
+        rate = (self._tokens - 1) / (now - first) if some else None
+        seconds = first - self._started
+        return {"tokens": self._tokens, "first_token_s": seconds, "tokens_per_s": rate}
+
+    @property
+    def text(self) -> str:
+        tokens, first, rate = self.numbers.values()
+        said = f", {rate:.1f} tokens/s" if rate is not None else ""
+        return f"{tokens} tokens, first after {first:.2f} s{said}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +20,7 @@ Lib = Annotated[str | None, typer.Option(help="Library other than lib.so.")]
 Device = Annotated[str, typer.Option(help="Device to run on.")]
 Engine = Annotated[str, typer.Option(help="mlc_bridge, or mlc_llm: MLC LLM's own.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; default all cores.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines, for other programs.")]
 
 
 def chat(
@@ -35,6 +39,7 @@ def chat(
     prefill_chunk_size: Annotated[
         int | None, typer.Option(help="Tokens of the prompt that are computed at once.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Talk to a compiled model; --prompt answers once and prints only the answer to stdout."""
     from mlc_bridge.cli.chat import Chat
@@ -46,7 +51,7 @@ def chat(
     )
     opened = _open(engine, model, device, model_lib, threads, limits)
     try:
-        talk = Chat(opened, {k: v for k, v in wishes.items() if v is not None}, system)
+        talk = Chat(opened, {k: v for k, v in wishes.items() if v is not None}, system, as_json)
         if prompt is None:
             talk.talk()
         else:
@@ -118,6 +123,7 @@ def serve(
     max_requests: Annotated[int, typer.Option(help="Requests at once; further get 429.")] = 256,
     request_seconds: Annotated[float, typer.Option(help="Longest time of an answer.")] = 3600,
     drain_seconds: Annotated[int, typer.Option(help="Time to finish after SIGTERM.")] = 30,
+    as_json: Json = False,
 ) -> None:
     """Serve a compiled model under OpenAI's REST interface, with a chat page at /."""
     if _is_upstream(engine):
@@ -151,10 +157,18 @@ def serve(
         drain_seconds=drain_seconds,
     )
 
+    def told(event: str, url: str | None = None, **facts: Any) -> None:
+        if as_json:
+            record = {"event": event, "model": settings.name, "url": url, **facts}
+            print(json.dumps({k: v for k, v in record.items() if v is not None}), flush=True)
+
     def open_engine() -> AsyncMLCEngine:
         asked: Any = mode
-        return AsyncMLCEngine(
+        opened = AsyncMLCEngine(
             model, device, model_lib=model_lib, mode=asked, threads=threads, engine_config=limits
         )
+        told("ready", device=opened.device, threads=opened.threads, limits=asdict(opened.limits))
+        return opened
 
-    return run(open_engine, host, port, settings)
+    listening = partial(told, "listening") if as_json else None
+    return run(open_engine, host, port, settings, listening)

@@ -51,11 +51,12 @@ class AsyncMLCEngine(Frontend):
         model_lib: str | Path | None = None,
         mode: Mode = "local",
         engine_config: EngineConfig | None = None,
+        enable_tracing: bool = False,
         threads: int | None = None,
     ) -> None:
         super().__init__(
             model, device, model_lib=model_lib, mode=mode, engine_config=engine_config,
-            threads=threads,
+            enable_tracing=enable_tracing, threads=threads,
         )  # fmt: skip
         self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="mlc-bridge-reader")
         self.chat = AsyncChat(self)

@@ -7,6 +7,7 @@ the engine's thread. Both may be called from any thread.
 from __future__ import annotations
 
 import hashlib
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +37,10 @@ from mlc_bridge.engine.tools.form import structure_of
 from mlc_bridge.engine.vocabulary import Vocabulary, check_ids, within
 from mlc_bridge.errors import ContextOverflow, EngineError
 
+UNTRACED = (
+    "enable_tracing has no effect: MLC LLM records a Chrome trace of its requests; here an "
+    "answer's usage, engine.counts and the server's /metrics tell numbers and times"
+)
 Request = ChatCompletionRequest | CompletionRequest
 Reader = TypeVar("Reader", Deltas, AsyncDeltas)
 
@@ -45,7 +50,8 @@ class Frontend:
 
     ``model_lib`` None takes ``lib.so`` of the directory; ``device`` "auto" the one that the lib was
     compiled for. ``mode``: "local" serves up to 4 requests at once, "interactive" one, "server" as
-    many as the lib allows. ``threads`` run the kernels on a CPU (default: the physical cores).
+    many as the lib allows. ``enable_tracing`` is MLC's and has no effect here. ``threads`` run the
+    kernels on a CPU (default: the physical cores).
     Raises ArtifactError, ConfigError or EngineError, naming what does not fit, before anything
     runs.
     """
@@ -58,8 +64,11 @@ class Frontend:
         model_lib: str | Path | None = None,
         mode: Mode = "local",
         engine_config: EngineConfig | None = None,
+        enable_tracing: bool = False,
         threads: int | None = None,
     ) -> None:
+        if enable_tracing:
+            warnings.warn(UNTRACED, stacklevel=3)
         directory = model_directory(model)
         self.config = ChatConfig.load(directory)
         self.tokenizer = Tokenizer(directory, self.config.tokenizer_info)

@@ -70,11 +70,8 @@ class Check(Record):
 @dataclass(frozen=True)
 class CheckReport(Record):
     model_dir: Annotated[Path, "Directory that was checked."]
+    passed: Annotated[bool, "Whether all holds."]
     checks: Annotated[tuple[Check, ...], "Every question with its answer."]
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def check_artifact(job: CheckJob, progress: Progress = silent) -> CheckReport:
         except BridgeError as error:
             checks.append(Check(name, False, str(error)))
     progress("check", len(steps), len(steps))
-    return CheckReport(path, tuple(checks))
+    return CheckReport(path, all(check.passed for check in checks), tuple(checks))
 
 
 def _questions(job: CheckJob, path: Path) -> Iterator[tuple[str, Callable[[], str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,8 @@ class Echo:
 
     def _chunks(self, text: str) -> Iterator[Any]:
         for piece in ("you said ", text):
-            delta = SimpleNamespace(delta=SimpleNamespace(content=piece))
+            end = "length" if piece == text else None
+            delta = SimpleNamespace(delta=SimpleNamespace(content=piece), finish_reason=end)
             yield SimpleNamespace(choices=[delta], usage=None)
             if text == "long":
                 raise KeyboardInterrupt
@@ -78,3 +80,21 @@ def test_ctrl_c_ends_the_answer_and_an_error_forgets_the_question(
     err = capsys.readouterr().err
     assert "(stopped)" in err
     assert "error: refused" in err
+
+
+def test_json_is_one_line_for_each_turn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\nlong\nbad\n"))
+    engine: Any = Echo()
+    Chat(engine, {}, as_json=True).talk()
+    one, long, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (one["prompt"], one["text"], one["finish_reason"]) == ("one", "you said one", "length")
+    assert one["tokens"] == 7
+    assert one["tokens_per_s"] > 0 < one["first_token_s"]
+    assert (long["text"], long["finish_reason"]) == ("you said ", "interrupted")
+    assert bad == {"prompt": "bad", "error": "refused."}
+    Chat(engine, {}, as_json=True).say("two")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["text"] == "you said two"
+    assert err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -110,8 +111,14 @@ def test_a_body_that_is_too_large_is_told_so(url: str) -> None:
 
 
 def test_the_end_is_in_order_and_in_time(artifact: Path) -> None:
-    process, url = start(artifact, "--drain-seconds", "1")
-    wait_for(url, "ok")
+    """And with ``--json`` the start is told in records."""
+    process, line = start(artifact, "--drain-seconds", "1", "--json")
+    assert process.stdout is not None
+    listening, ready = json.loads(line), json.loads(process.stdout.readline())
+    url = listening.pop("url")
+    assert listening == {"event": "listening", "model": artifact.name}
+    assert (ready["event"], ready["device"]) == ("ready", "cpu:0")
+    assert ready["limits"]["max_batch"] == 4
     with httpx.stream("POST", f"{url}/v1/completions", json={**ENDLESS, "stream": True}) as answer:
         next(answer.iter_lines())
         assert end(process) < 20

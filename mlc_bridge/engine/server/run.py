@@ -18,8 +18,9 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     settings: Settings | None = None,
+    listening: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until interrupted, then end the engine.
+    """Serve until interrupted, then end the engine; ``listening`` gets the URL in place of stdout.
 
     ``/health`` answers while the engine loads. After SIGTERM or Ctrl-C nothing new is taken, and
     what runs has ``settings.drain_seconds`` to end. Raises EngineError for an address that is
@@ -37,10 +38,14 @@ def serve(
     )
     server = uvicorn.Server(config)
     with _listening(host, port) as sock:
-        print(f"http://{host}:{sock.getsockname()[1]}", flush=True)
+        (listening or _printed)(f"http://{host}:{sock.getsockname()[1]}")
         server.run([sock])
     if application.state.served.error is not None:
         raise application.state.served.error
+
+
+def _printed(url: str) -> None:
+    print(url, flush=True)
 
 
 def _listening(host: str, port: int) -> socket.socket:
