@@ -13,6 +13,7 @@ from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
 from mlc_bridge.models.glm4 import GLM4
 from mlc_bridge.models.granite import GRANITE
 from mlc_bridge.models.lfm2 import LFM2
+from mlc_bridge.models.lfm2_moe import LFM2_MOE
 from mlc_bridge.models.llama import LLAMA
 from mlc_bridge.models.mistral import MISTRAL
 from mlc_bridge.models.mixtral import MIXTRAL
@@ -22,8 +23,10 @@ from mlc_bridge.models.olmo3 import OLMO3
 from mlc_bridge.models.phi3 import PHI3
 from mlc_bridge.models.qwen2 import QWEN2
 from mlc_bridge.models.qwen3 import QWEN3
+from mlc_bridge.models.qwen3_5_moe_text import QWEN3_5_MOE_TEXT
 from mlc_bridge.models.qwen3_5_text import QWEN3_5_TEXT
 from mlc_bridge.models.qwen3_moe import QWEN3_MOE
+from mlc_bridge.models.qwen3_next import QWEN3_NEXT
 from mlc_bridge.models.seed_oss import SEED_OSS
 from mlc_bridge.models.smollm3 import SMOLLM3
 from mlc_bridge.models.starcoder2 import STARCODER2
@@ -46,9 +49,12 @@ MODELS: Table[Arch] = table(
     GLM4,
     GRANITE,
     LFM2,
+    LFM2_MOE,
     OLMO2,
     OLMO3,
     QWEN3_5_TEXT,
+    QWEN3_5_MOE_TEXT,
+    QWEN3_NEXT,
     SEED_OSS,
     SMOLLM3,
     COHERE,

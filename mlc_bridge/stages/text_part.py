@@ -47,6 +47,7 @@ WITHOUT = {
     "qwen2_5_vl": "qwen2_5_vl_text",
     "qwen3_vl": "qwen3_vl_text",
     "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
     "smolvlm": "llama",
 }
 # Their text models attend to a prompt in both directions, which older configs do not say.

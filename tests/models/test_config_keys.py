@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import CLASSIC, HYBRIDS, SHARED
+from tiny import CLASSIC, HYBRIDS, SAME_PARTS, SHARED
 from tiny import MODELS as TINY
 
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.decoder.settings import HARMLESS, MATHS
 
-FIELDS = {name: {**SHARED, **own} for name, own in (TINY | CLASSIC | HYBRIDS).items()}
+FIELDS = {name: {**SHARED, **own} for name, own in (TINY | CLASSIC | HYBRIDS | SAME_PARTS).items()}
 TINY_ONES = [name for name in FIELDS if name in MODELS]
 
 
@@ -108,6 +108,11 @@ SWITCHES: list[tuple[str, str, Any]] = [
     ("lfm2", "conv_bias", False),
     ("lfm2", "block_ffn_dim_multiplier", 2.0),
     ("lfm2", "norm_eps", 0.5),
+    ("lfm2_moe", "num_dense_layers", 0),
+    ("lfm2_moe", "norm_topk_prob", False),
+    ("qwen3_5_text", "partial_rotary_factor", 1.0),
+    ("qwen3_next", "mlp_only_layers", []),
+    ("qwen3_next", "norm_topk_prob", False),
 ]
 
 

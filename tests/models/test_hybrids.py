@@ -12,26 +12,34 @@ from typing import Any
 import numpy as np
 import pytest
 from built import Build, Built, Checkpoints
-from tiny import HYBRIDS
+from tiny import HYBRIDS, SAME_PARTS
 
+from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.engine.library import Library
 from mlc_bridge.engine.runtime import Limits, Runtime
 from mlc_bridge.engine.scheduler import Scheduler, Sequence
 from mlc_bridge.errors import EngineError
+from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 
 TOKENS = 48
 LENGTH = 12  # of an answer
 
 
+SERVED = ("lfm2", "qwen3_5_text")  # also in the engine
+
+
 @pytest.fixture(scope="module", params=HYBRIDS)
 def model(request: pytest.FixtureRequest, built: Build, checkpoints: Checkpoints) -> Built:
-    return built(checkpoints(request.param), "q0f32")
+    without = () if request.param in SERVED else ("prefill", "decode", "batch_verify")
+    return built(checkpoints(request.param), "q0f32", without)
 
 
 def close(got: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("model", SERVED, indirect=True)
 def test_prompt_at_once_and_in_pieces(model: Built) -> None:
     lib, ids = model.lib, model.tokens(TOKENS)
     expected = model.expected(ids)
@@ -55,6 +63,22 @@ def test_batch_is_its_sequences(model: Built) -> None:
     begun = [n + 3 for n in ends]
     got = lib.batch_prefill(kv, [ids[n : n + k] for n, k in zip(begun, (5, 1, 9), strict=True)])
     close(got, expected[[n + k - 1 for n, k in zip(begun, (5, 1, 9), strict=True)]])
+
+
+@pytest.mark.parametrize("name", SAME_PARTS)
+@pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
+def test_every_tensor_has_its_place(
+    name: str, scheme: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """The small ones stay float: those that decide in float32, those that multiply in the model's
+    dtype."""
+    convert_weight(ConvertJob(checkpoints(name), tmp_path / "out", quantization=scheme))
+    stored = {name: record.dtype for name, record in read_index(tmp_path / "out").records.items()}
+    kept = [n for n in stored if n.endswith(("A_log", "dt_bias", "expert_bias", ".D"))]
+    assert kept
+    assert {stored[name] for name in kept} == {"float32"}
+    model = SCHEMES[scheme].model_dtype
+    assert {d for n, d in stored.items() if "conv" in n and "proj" not in n} == {model}
 
 
 class Greedy:
@@ -97,6 +121,7 @@ def is_greedy(model: Built, prompt: list[int], answer: list[int]) -> None:
     np.testing.assert_allclose(chosen, logits.max(-1), atol=1e-4)
 
 
+@pytest.mark.parametrize("model", SERVED, indirect=True)
 def test_engine_serves_many_in_a_small_cache(model: Built) -> None:
     """Chunked prompts beside decoding ones, forks, and eviction for want of pages."""
     prompts = [model.tokens(n, seed=n) for n in (13, 14, 15, 50)]
@@ -106,6 +131,7 @@ def test_engine_serves_many_in_a_small_cache(model: Built) -> None:
     assert scheduler.counts.preempted > 0
 
 
+@pytest.mark.parametrize("model", SERVED, indirect=True)
 def test_only_a_whole_past_is_taken_over(model: Built) -> None:
     scheduler = engine(model)
     prompt = model.tokens(20)

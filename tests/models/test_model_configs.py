@@ -69,6 +69,9 @@ def hf(name: str, **changes: Any) -> dict[str, Any]:
         "gemma2": {"query_pre_attn_scalar": 64},
         "gemma3_text": {"query_pre_attn_scalar": 64},
         "qwen3_5_text": {"full_attention_interval": 1},
+        "qwen3_5_moe_text": {"full_attention_interval": 1},
+        "qwen3_next": {"full_attention_interval": 1},
+        "lfm2_moe": {"layer_types": None},
     }
     return {**base, **own.get(name, {}), **changes}
 

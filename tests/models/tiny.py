@@ -129,6 +129,12 @@ CLASSIC: dict[str, dict[str, Any]] = {
 }
 # With recurrent layers; compared in ``test_hybrids.py``.
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 3}
+EXPERTS = {
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+SHARED_EXPERT = {**EXPERTS, "shared_expert_intermediate_size": 32}
 HYBRIDS: dict[str, dict[str, Any]] = {
     "lfm2": {
         **SMALL,
@@ -145,12 +151,39 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 4,
         "partial_rotary_factor": 0.5,
     },
+    "qwen3_next": {
+        **SMALL,
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "mlp_only_layers": [0],
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        **SHARED_EXPERT,
+    },
+}
+# Made of parts that others of this file show; their weights are converted, nothing is compiled.
+SAME_PARTS: dict[str, dict[str, Any]] = {
+    "lfm2_moe": {
+        **SMALL,
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 1,
+        **EXPERTS,
+    },
+    "qwen3_5_moe_text": {
+        **SMALL,
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        **SHARED_EXPERT,
+    },
 }
 
 
 def save(name: str, directory: Path) -> Path:
     """Write the checkpoint of that name in float32, as transformers saves it."""
-    fields = {**SHARED, **(MODELS | CLASSIC | HYBRIDS)[name]}
+    fields = {**SHARED, **(MODELS | CLASSIC | HYBRIDS | SAME_PARTS)[name]}
     kind = fields.pop("model_type", name)
     config = transformers.AutoConfig.for_model(kind, **fields)
     torch.manual_seed(len(name))
@@ -161,5 +194,8 @@ def save(name: str, directory: Path) -> Path:
                 tensor.normal_(std=0.2).add_(0.0 if key.endswith("bias") else 0.7)
             elif "conv" in key and tensor.ndim == 3:
                 tensor.normal_(std=0.5)
+        for key, buffer in model.named_buffers():
+            if "bias" in key:  # a router's correction
+                buffer.normal_(std=0.2)
     model.save_pretrained(directory)
     return directory

@@ -78,7 +78,7 @@ class GatedDelta:
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
         from tvm.relax.frontend.nn import op
 
-        from mlc_bridge.models.decoder import delta_ops as ops
+        from mlc_bridge.models.decoder import recurrent_ops as ops
         from mlc_bridge.models.decoder.convolution import convolve, next_past
         from mlc_bridge.models.decoder.scan import Scan
 
@@ -103,7 +103,7 @@ class GatedDelta:
 
     def _projected(self, block: Block, x: nn.Tensor) -> tuple[nn.Tensor, ...]:
         """q with k and v, z, b, a: a row for every token, b and a in float32."""
-        from mlc_bridge.models.decoder import delta_ops as ops
+        from mlc_bridge.models.decoder import recurrent_ops as ops
 
         if not self.grouped:
             return block["qkv"](x), block["z"](x), *(block[name](x, "float32") for name in "ba")

@@ -115,3 +115,76 @@ def columns(x: nn.Tensor, first: int, count: int) -> nn.Tensor:
         return te.compute((x.shape[0], count), lambda i, c: x[i, first + c], name="columns")
 
     return op.tensor_expr_op(run, "columns", [x])
+
+
+def step_size(dt: nn.Tensor, bias: nn.Tensor, limits: tuple[float, float | None]) -> nn.Tensor:
+    """``softplus(dt + bias)`` within its limits, float32 ``[m, heads]``."""
+    least, largest = limits
+
+    def run(dt: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        def value(i: Expr, h: Expr) -> Expr:
+            found = tirx.max(softplus(f32(dt[i, h]) + bias[h]), least)
+            return found if largest is None else tirx.min(found, largest)
+
+        return te.compute(dt.shape, value, name="step_size")
+
+    return op.tensor_expr_op(run, "step_size", [dt, bias])
+
+
+def exp_step(dt: nn.Tensor, a_log: nn.Tensor) -> nn.Tensor:
+    """``exp(-exp(A_log) dt)``."""
+
+    def run(dt: te.Tensor, a: te.Tensor) -> te.Tensor:
+        return te.compute(
+            dt.shape, lambda i, h: tirx.exp(-tirx.exp(a[h]) * dt[i, h]), name="exp_step"
+        )
+
+    return op.tensor_expr_op(run, "exp_step", [dt, a_log])
+
+
+def ones(like: nn.Tensor, width: int) -> nn.Tensor:
+    """``[m, width]`` of as many rows."""
+
+    def run(x: te.Tensor) -> te.Tensor:
+        return te.compute((x.shape[0], width), lambda *_: tirx.const(1.0, "float32"), name="ones")
+
+    return op.tensor_expr_op(run, "ones", [like])
+
+
+def skip(y: nn.Tensor, x: nn.Tensor, d: nn.Tensor) -> nn.Tensor:
+    """``y + D x``: ``y [m, heads * p]``, of ``x`` its first columns."""
+
+    def run(y: te.Tensor, x: te.Tensor, d: te.Tensor) -> te.Tensor:
+        width = y.shape[1] // d.shape[0]
+        return te.compute(y.shape, lambda i, c: y[i, c] + d[c // width] * x[i, c], name="skip")
+
+    return op.tensor_expr_op(run, "skip", [y, x, d])
+
+
+def gate_then_norm(
+    y: nn.Tensor, z: nn.Tensor, weight: nn.Tensor, groups: int, eps: float
+) -> nn.Tensor:
+    """``rms_norm(y silu(z)) * weight`` over each group of columns of ``y float32 [m, c]``."""
+    width = int(y.shape[1]) // groups
+
+    def run(y: te.Tensor, z: te.Tensor, w: te.Tensor) -> te.Tensor:
+        k = te.reduce_axis((0, width), name="k")
+        shape = (y.shape[0], groups, width)
+        opened = te.compute(
+            shape,
+            lambda i, g, d: y[i, g * width + d] * silu(f32(z[i, g * width + d])),
+            name="opened",
+        )
+        squares = te.compute(
+            shape[:2],
+            lambda i, g: te.sum(opened[i, g, k] * opened[i, g, k], axis=k),
+            name="squares",
+        )
+
+        def value(i: Expr, g: Expr, d: Expr) -> Expr:
+            scale = tirx.rsqrt(squares[i, g] / float(width) + eps)
+            return (opened[i, g, d] * scale * f32(w[g * width + d])).astype(z.dtype)
+
+        return te.compute(shape, value, name="gate_then_norm")
+
+    return op.reshape(op.tensor_expr_op(run, "gate_then_norm", [y, z, weight]), y.shape)
