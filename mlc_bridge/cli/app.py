@@ -49,6 +49,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
 )
 
 
@@ -169,7 +170,7 @@ _stage(
     "calibrate",
     CalibrateJob,
     calibrate,
-    "Measure the activation scales of an FP8 model; writes a new directory.",
+    "Measure the activation scales of an FP8 model. Writes a new directory.",
 )
 
 
@@ -220,7 +221,7 @@ def _inspect(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
 ) -> None:
-    """Say what a checkpoint or an MLC directory holds, without changing anything."""
+    """Say what a checkpoint or an MLC directory holds. Changes nothing."""
     from mlc_bridge.cli import show_inspection as shown
 
     found: ArtifactReport | CheckpointReport
@@ -291,7 +292,7 @@ _command("bench", BenchJob, _bench, "Measure a compiled model's speed.")
 def _doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
 ) -> None:
-    """Say what is installed, what this machine has, what works and what to install."""
+    """Say what is installed, what works, and what to install."""
     found = examine()
     if as_json:
         show.as_json(found)
@@ -306,7 +307,7 @@ def _schema(
         str | None, typer.Argument(help="A job or report: BuildJob, BuildReport ...")
     ] = None,
 ) -> None:
-    """Print the JSON Schema of a job or report; without a name list them."""
+    """Print the JSON Schema of a job or report. Without a name it lists them."""
     import mlc_bridge
 
     kinds = {

@@ -95,7 +95,18 @@ def _annotation(field: dataclasses.Field[Any], hint: Any, *, first: bool) -> Any
     if hint == bool | None or field.default is True:  # where "no" must be sayable
         flag = f"{flag}/--no-{flag[2:]}"
     names = ("-o", flag) if field.name == "output" else (flag,)
-    return Annotated[wanted, typer.Option(*names, help=text, show_default=False)]
+    words = _completion(field.name)
+    return Annotated[
+        wanted, typer.Option(*names, help=text, show_default=False, autocompletion=words)
+    ]
+
+
+def _completion(name: str) -> Callable[[str], list[str]] | None:
+    """For the shell: what a value of this flag may begin with."""
+    choices = CHOICES.get(name)
+    if choices is None:
+        return None
+    return lambda incomplete: [c for c in choices() if c.startswith(incomplete) and " " not in c]
 
 
 def _plain(hint: Any) -> Any:

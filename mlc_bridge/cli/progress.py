@@ -57,6 +57,7 @@ class Bars:
 
     def __call__(self, label: str, done: int, total: int) -> None:
         if label not in self._tasks:
+            self._end_single_steps()
             self._tasks[label] = self._progress.add_task(label, total=total)
             self._started[label] = self._told = time.monotonic()
             self._line(f"{label} ...")
@@ -66,6 +67,12 @@ class Bars:
         if not self._progress.live.is_started:
             self._progress.start()
         self._progress.update(self._tasks[label], completed=done, total=total)
+
+    def _end_single_steps(self) -> None:
+        """A step that is told once is over when the next one begins."""
+        for task in self._progress.tasks:
+            if task.total == 1:
+                self._progress.update(task.id, completed=1)
 
     def _so_far(self, label: str, done: int, total: int) -> str:
         spent = time.monotonic() - self._started[label]

@@ -41,7 +41,7 @@ def chat(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Talk to a compiled model; --prompt answers once and prints only the answer to stdout."""
+    """Talk to a compiled model. With --prompt it answers once; only the answer goes to stdout."""
     from mlc_bridge.cli.chat import Chat
     from mlc_bridge.engine import EngineConfig
 
@@ -125,7 +125,7 @@ def serve(
     drain_seconds: Annotated[int, typer.Option(help="Time to finish after SIGTERM.")] = 30,
     as_json: Json = False,
 ) -> None:
-    """Serve a compiled model under OpenAI's REST interface, with a chat page at /."""
+    """Serve a compiled model by OpenAI's REST interface. A chat page is at /."""
     if _is_upstream(engine):
         from mlc_bridge import upstream
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ def rows(title: str, pairs: Iterable[tuple[str, object]]) -> None:
     shown = [(name, text(value)) for name, value in pairs if value not in (None, "", (), [], {})]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        console.print(Text(f"  {name:<{width}}  ") + Text(value))
+        console.print(Text(f"  {name:<{width}}  " + _folded(value, width + 4)))
 
 
 def notes(lines: Sequence[str]) -> None:
     for line in lines:
-        console.print(Text("note: ", style="yellow") + Text(line))
+        console.print(Text("note: ", style="yellow") + Text(_folded(line, 6)))
 
 
 def table(headers: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
@@ -37,11 +38,22 @@ def table(headers: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
     body = [tuple(line) for line in lines]
     columns = list(zip(headers, *([text(cell) for cell in line] for line in body), strict=True))
     widths = [max(map(len, column)) for column in columns]
+    indent = sum(widths[:-1]) + 2 * (len(widths) - 1)
     right = [all(isinstance(line[i], int | float) for line in body) for i in range(len(headers))]
     for n, line in enumerate(zip(*columns, strict=True)):
-        cells = zip(line, widths, right, strict=True)
+        last = line[-1] if right[-1] else _folded(line[-1], indent)
+        cells = zip((*line[:-1], last), widths, right, strict=True)
         shown = "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells)
         console.print(Text(shown.rstrip(), style="bold" if n == 0 else ""))
+
+
+def _folded(text: str, indent: int) -> str:
+    """On a terminal, in lines that end between words, as far as there is room beside ``indent``."""
+    room = console.width - indent
+    if not console.is_terminal or room < 20 or len(text) <= room:
+        return text
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    return ("\n" + " " * indent).join(lines)
 
 
 def report(title: str, found: Any) -> None:

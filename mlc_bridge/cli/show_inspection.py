@@ -44,14 +44,22 @@ def checkpoint(found: CheckpointReport, *, verbose: bool = False) -> None:
             ],
         )  # fmt: skip
     _codes(found)
-    show.table(
-        ("scheme", "exact", "why not"),
-        [(s.scheme, s.exact, s.reason or "") for s in found.schemes],
-    )
+    _schemes(found)
     if found.schemes and not any(s.exact for s in found.schemes):
         show.notes(("no scheme holds it exactly: --requantize allows rounding",))
     show.notes(found.findings)
     show.rows("verdict", [("", found.verdict)])
+
+
+def _schemes(found: CheckpointReport) -> None:
+    """Those that hold the weights exactly, and the others by their reason."""
+    reasons: dict[str, list[str]] = {}
+    for scheme in found.schemes:
+        reasons.setdefault("" if scheme.exact else str(scheme.reason), []).append(scheme.scheme)
+    exact = ", ".join(reasons.pop("", [])) or "none"
+    if found.schemes:
+        refused = (("not exact", f"{', '.join(names)}: {why}") for why, names in reasons.items())
+        show.rows("schemes", [("exact", exact), *refused])
 
 
 def _codes(found: CheckpointReport) -> None:

@@ -18,6 +18,7 @@ from mlc_bridge.cli.mlc_llm import AUTO, COMMANDS, FLAGS, NOT_HERE, OVERRIDES, T
 from mlc_bridge.errors import ConfigError
 
 EVERYTHING = {"--requantize": "all"}  # what a flag means that stands alone
+UNBROKEN = "\u2011"
 Told = Callable[[str], None]
 
 
@@ -29,6 +30,19 @@ class JobCommand(TyperCommand):
                *parameter.secondary_opts)}  # fmt: skip
         words = translated(str(self.name), args, own, _note)
         return super().parse_args(ctx, list(_spelled_out(words)))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Lines do not break inside ``q4f16-x`` or ``--a-flag``, so that words can be copied."""
+        write = formatter.write_dl
+
+        def whole(rows: Any, *args: Any, **kwargs: Any) -> None:
+            write([(name, text.replace("-", UNBROKEN)) for name, text in rows], *args, **kwargs)
+
+        formatter.write_dl = whole
+        super().format_options(ctx, formatter)
+
+    def get_help(self, ctx: Any) -> str:
+        return super().get_help(ctx).replace(UNBROKEN, "-")
 
 
 class Commands(TyperGroup):
