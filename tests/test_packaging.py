@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -93,5 +95,34 @@ def test_the_source_distribution_is_complete(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(tmp_path, filter="data")
     missing = [n for n in wanted if n not in packed and not n.startswith("cases_out/")]
     assert missing == []
+    _wheel_works(next(tmp_path.glob("mlc_bridge-*/")), tmp_path, wanted)
+
+
+def _wheel_works(unpacked: Path, tmp_path: Path, tracked: list[str]) -> None:
+    """The wheel made of the source distribution holds all of the packages and runs by itself."""
+    code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=unpacked, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    installed = tmp_path / "site"
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(installed)
+    packages = tuple(f"{p.name}/" for p in installed.iterdir() if (p / "__init__.py").exists())
+    assert set(packages) == {"mlc_bridge/", "tir_schedules/"}
+    lost = [n for n in tracked if n.startswith(packages) and not (installed / n).exists()]
+    assert lost == []
+    model = ROOT / "examples/models/stdlib-llama-7m-awq"
+    for words, said in (
+        (["-c", "import mlc_bridge; print(mlc_bridge.__file__)"], str(installed)),
+        (["-m", "mlc_bridge", "gen-config", str(model), "-o", "out"], "chatml"),
+    ):
+        ran = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(installed)},
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        assert said in ran.stdout
