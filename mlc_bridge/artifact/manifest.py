@@ -6,6 +6,9 @@ scales: an FP8 artifact converted for calibration and its final form hold the sa
 stands as ``{"mlc_bridge": {"version", "fingerprint"}}`` in the lib's ``_metadata``, in the index
 of the weights and in ``mlc-chat-config.json``; readers that do not know the key ignore it, and
 artifacts without it are compared by parameters alone.
+
+The sliding window is a limit that the graph computes with. It is no part of the fingerprint, for
+weights converted before anybody chose one fit all; the lib names its own, and the config decides.
 """
 
 from __future__ import annotations
@@ -16,14 +19,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
 from mlc_bridge.artifact.stamp import stamp_of
 from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
 from mlc_bridge.errors import ArtifactError
 
+WINDOW = "sliding_window_size"
 RUNTIME_LIMITS = frozenset(
     (
+        WINDOW,
         "context_window_size",
-        "sliding_window_size",
         "attention_sink_size",
         "prefill_chunk_size",
         "max_batch_size",
@@ -68,13 +73,13 @@ def _without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
 def check_lib(metadata: Mapping[str, Any], artifact_dir: str | Path) -> None:
     """Refuse a lib (its ``_metadata``) that does not fit the weights of ``artifact_dir``.
 
-    Raises ArtifactError naming the first parameter that differs, or the fingerprints.
+    Raises ArtifactError naming the first parameter that differs, or the fingerprints, or windows.
     """
     cache = read_index(artifact_dir)
     for param in metadata["params"]:
         _check_param(param, cache)
-    ours = stamp_of(metadata, "the lib").fingerprint
-    theirs = stamp_of(cache.metadata, cache.directory).fingerprint
+    lib = stamp_of(metadata, "the lib")
+    ours, theirs = lib.fingerprint, stamp_of(cache.metadata, cache.directory).fingerprint
     if ours is not None and theirs is not None and ours != theirs:
         raise ArtifactError(
             "the lib and the weights come from different builds",
@@ -82,6 +87,20 @@ def check_lib(metadata: Mapping[str, Any], artifact_dir: str | Path) -> None:
             found=f"weights {theirs[:12]}",
             expected=f"{ours[:12]} as in the lib",
             todo="Compile the lib again for these weights",
+        )
+    if lib.sliding_window_size is not None:
+        _check_window(lib.sliding_window_size, cache.directory)
+
+
+def _check_window(ours: int, directory: Path) -> None:
+    theirs = ChatConfig.load(directory).arch_config.get(WINDOW)
+    if theirs not in (None, ours):
+        raise ArtifactError(
+            "the lib computes with another sliding window",
+            where=f"{directory / CONFIG_NAME}: model_config.{WINDOW}",
+            found=theirs,
+            expected=f"{ours} as in the lib",
+            todo="Compile the lib again for this config",
         )
 
 

@@ -19,6 +19,7 @@ class Stamp(BaseModel):
     version: str | None = None
     fingerprint: str | None = None
     cpu_flags: list[str] = []
+    sliding_window_size: int | None = None
     state_bytes: int = 0
     """Of a lib with recurrent layers: what these keep of one sequence."""
 

@@ -70,7 +70,6 @@ class Sequence:
         self.exact, self.reader = exact, reader
         self.cached = 0
         self.slot = -1
-        self.shares_pages = False
 
     @property
     def decodes(self) -> bool:
@@ -175,7 +174,7 @@ class Scheduler:
             if sequence.cached and crosses(sequence.cached, len(sequence.tokens)):
                 self.runtime.remove(sequence.slot)
                 self.runtime.add(sequence.slot)
-                sequence.cached, sequence.shares_pages = 0, False
+                sequence.cached = 0
 
     def _admit(self) -> None:
         while self.waiting:
@@ -223,8 +222,8 @@ class Scheduler:
         self.running.append(sequence)
 
     def _end(self, sequence: Sequence) -> None:
-        """The sequence is through; its cache may stay, unless it shares pages with others."""
-        if not self.runtime.limits.prefix_cache or sequence.shares_pages:
+        """The sequence is through; its cache may stay."""
+        if not self.runtime.limits.prefix_cache:
             self._leave(sequence)
             return
         self.running.remove(sequence)
@@ -233,7 +232,7 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free(sequence.slot)
-        sequence.slot, sequence.cached, sequence.shares_pages = -1, 0, False
+        sequence.slot, sequence.cached = -1, 0
 
     def _evict(self, kept: Past | None = None) -> bool:
         """Give up the oldest past but ``kept``; False when there is none."""
@@ -343,7 +342,6 @@ class Scheduler:
                 continue
             twin.slot, twin.cached = self._slots.pop(), sequence.cached
             self.runtime.fork(sequence.slot, twin.slot)
-            sequence.shares_pages = twin.shares_pages = True
             self.running.append(twin)
             self._extend(twin, logits)
         sequence.siblings = []

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.interrupts import HeldInterrupts
 from mlc_bridge.artifact.inventory import LIB_NAME, is_library
-from mlc_bridge.artifact.manifest import fingerprint
+from mlc_bridge.artifact.manifest import WINDOW, fingerprint
 from mlc_bridge.artifact.workspace import Workspace
 from mlc_bridge.compiler.cache import build_key, default_directory, fetch, store
 from mlc_bridge.compiler.kernels import KernelChoice, cliffs
@@ -381,7 +381,7 @@ def lib_metadata(
     """The lib's ``_metadata``, but for the memory usage that the compiler adds."""
     from mlc_bridge import __version__
 
-    beyond = config.restart_beyond
+    block, beyond = config.asdict(), config.restart_beyond
     params = [
         (weight.parameter(suffix), spec.shape, spec.dtype)
         for weight in arch.weights(config)
@@ -407,8 +407,9 @@ def lib_metadata(
         ],
         "mlc_bridge": {
             "version": __version__,
-            "fingerprint": fingerprint(chat.model_type, config.asdict(), params),
+            "fingerprint": fingerprint(chat.model_type, block, params),
             "cpu_flags": cpu_flags,
             **({} if beyond is None else {"restart_beyond": beyond}),
+            **{key: block[key] for key in (WINDOW,) if key in block},
         },
     }

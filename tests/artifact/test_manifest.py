@@ -1,8 +1,11 @@
 """Lib and weights of different builds are told apart, by the first difference."""
 
+import json
+
 import numpy as np
 import pytest
 
+from mlc_bridge.artifact.chat_config import CONFIG_NAME
 from mlc_bridge.artifact.manifest import check_lib, fingerprint
 from mlc_bridge.artifact.tensor_cache import ShardWriter
 from mlc_bridge.errors import ArtifactError
@@ -79,3 +82,19 @@ def test_the_first_difference_is_named(weights, params, said):
 def test_equal_shapes_of_another_build_are_refused(weights):
     with pytest.raises(ArtifactError, match="different builds"):
         check_lib(metadata(**stamp("abc")), weights(**stamp("xyz")))
+
+
+def test_a_lib_that_computes_with_another_window_is_refused(weights, goldens):
+    """The weights were converted before a window was chosen: the fingerprint says nothing of it."""
+    directory = weights(**stamp("abc"))
+    chat = json.loads((goldens / "artifacts/chat_config/LM.json").read_text())
+    lib = metadata(mlc_bridge={"fingerprint": "abc", "sliding_window_size": 48})
+    for window in (48, None, 32, -1):
+        chat["model_config"]["sliding_window_size"] = window
+        (directory / CONFIG_NAME).write_text(json.dumps(chat))
+        check_lib(metadata(**stamp("abc")), directory)
+        if window in (48, None):
+            check_lib(lib, directory)
+        else:
+            with pytest.raises(ArtifactError, match=rf"window.*found {window}, expected 48"):
+                check_lib(lib, directory)

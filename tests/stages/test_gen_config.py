@@ -97,7 +97,12 @@ def test_a_window_is_masked_by_the_lib_alone(model: Path, tmp_path: Path, name: 
     assert plan.metadata["sliding_window_size"] == -1
     assert plan.metadata["context_window_size"] == 2048
     assert MODELS[name].decoder(plan.config).layers[0].mixer.window == 48
-
+    if "sliding_window_size" in chat.arch_config:  # phi3's and gemma2's is no limit of MLC's
+        wish = GenConfigJob(model, tmp_path / "out", "q0f16", sliding_window_size=32)
+        assert gen_config(wish).config.fingerprint == chat.fingerprint
+        plan = make_plan(CompileJob(tmp_path / "out", device="cpu"))
+        assert MODELS[name].decoder(plan.config).layers[0].mixer.window == 32
+        assert plan.metadata["mlc_bridge"]["sliding_window_size"] == 32
 
 def test_a_size_the_architecture_lacks(model: Path, tmp_path: Path) -> None:
     job = GenConfigJob(model, tmp_path / "out", "q0f16", sliding_window_size=64)
