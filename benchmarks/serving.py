@@ -54,9 +54,7 @@ def serving(model: Path, threads: int) -> Iterator[int]:
     """A server of ``model``; its port."""
     command = [sys.executable, "-m", "mlc_bridge", "serve", str(model), "--port", "0"]
     command += ["--mode", "server", "--threads", str(threads)]
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline().rsplit(":", 1)[1])

@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +33,19 @@ from typing import Any
 import numpy as np
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME, ChatConfig
+from mlc_bridge.artifact.inventory import LIB_NAME
 from mlc_bridge.artifact.manifest import fingerprint
 from mlc_bridge.artifact.tensor_cache import INDEX, WRITTEN, read_index
 from mlc_bridge.artifact.tokenizer_files import COPIED
 from mlc_bridge.artifact.workspace import Workspace
-from mlc_bridge.errors import BridgeError, CompileError, ConfigError, MissingDependency
+from mlc_bridge.engine.runtime import EngineConfig
+from mlc_bridge.errors import (
+    BridgeError,
+    CompileError,
+    ConfigError,
+    EngineError,
+    MissingDependency,
+)
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.arch import Arch, Weight
 from mlc_bridge.packing import Array
@@ -93,19 +101,58 @@ def available() -> str | None:
         return None
 
 
-def open_engine(model: str, device: str, model_lib: str | None) -> Any:
-    """MLC LLM's own ``MLCEngine``. Raises MissingDependency."""
-    return _mlc_llm().MLCEngine(
-        model, device, model_lib=model_lib or str(Path(model) / "lib.so"), mode="interactive"
+def open_engine(
+    model: str, device: str, model_lib: str | None, limits: EngineConfig, threads: int | None
+) -> Any:
+    """MLC LLM's own ``MLCEngine``. Raises MissingDependency, and EngineError in MLC's words."""
+    _use_threads(threads)
+    engine = _mlc_llm().MLCEngine
+    from mlc_llm.serve.config import EngineConfig as Theirs
+
+    config = Theirs(
+        max_num_sequence=limits.max_num_sequence,
+        max_total_sequence_length=limits.max_total_sequence_length,
+        max_single_sequence_length=limits.context_window_size,
+        prefill_chunk_size=limits.prefill_chunk_size,
+        prefix_cache_mode="radix" if limits.prefix_cache else "disable",
     )
+    lib = model_lib or str(Path(model) / LIB_NAME)
+    try:
+        return engine(model, device, model_lib=lib, mode="interactive", engine_config=config)
+    except Exception as problem:
+        said = str(problem).strip().splitlines()
+        raise EngineError(
+            "MLC LLM cannot open the model", where=model, found=said[-1] if said else None
+        ) from problem
 
 
-def serve(model: str, device: str, model_lib: str | None, mode: str, host: str, port: int) -> None:
+def serve(
+    model: str, device: str, model_lib: str | None, mode: str, host: str, port: int,
+    *, limits: EngineConfig, threads: int | None, origins: Sequence[str],
+) -> None:  # fmt: skip
     """Become MLC LLM's own server. Raises MissingDependency."""
+    _use_threads(threads)
     _mlc_llm()
     command = [sys.executable, "-m", "mlc_bridge.upstream", "serve", model]
-    command += ["--model-lib", model_lib or str(Path(model) / "lib.so"), "--device", device]
-    os.execv(sys.executable, [*command, "--mode", mode, "--host", host, "--port", str(port)])
+    command += ["--model-lib", model_lib or str(Path(model) / LIB_NAME), "--device", device]
+    command += ["--mode", mode, "--host", host, "--port", str(port)]
+    command += ["--allow-origins", json.dumps([*origins])]  # MLC's own default is everybody
+    command += [] if limits.prefix_cache else ["--prefix-cache-mode", "disable"]
+    sizes = {
+        "max_num_sequence": limits.max_num_sequence,
+        "max_total_seq_length": limits.max_total_sequence_length,
+        "context_window_size": limits.context_window_size,
+        "prefill_chunk_size": limits.prefill_chunk_size,
+    }
+    if given := [f"{name}={size}" for name, size in sizes.items() if size is not None]:
+        command += ["--overrides", ";".join(given)]
+    os.execv(sys.executable, command)
+
+
+def _use_threads(count: int | None) -> None:
+    """TVM reads it when it is imported."""
+    if count is not None:
+        os.environ["TVM_NUM_THREADS"] = str(count)
 
 
 def register() -> Registered:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import runpy
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +54,117 @@ def test_a_split_layer_is_beyond_mlcs_graphs(tmp_path: Path) -> None:
     staged = upstream._staged(EXAMPLES / "stdlib-llama-7m", MODELS["llama"], block)
     with pytest.raises(ConfigError, match=r"qkv_proj.*--backend embedded"), staged:
         pass
+
+
+MLC_ENGINE = '''
+class MLCEngine:
+    """Takes what MLC's takes (July 2026) and nothing else; says what it was given."""
+
+    def __init__(self, model, device="auto", *, model_lib=None, mode="local",
+                 engine_config=None, enable_tracing=False):
+        if not model_lib.endswith(".so"):
+            raise ValueError("line\\nno such lib")
+        self.said = f"{model} {device} {model_lib} {mode} {engine_config}"
+        self.chat = self.completions = self
+
+    def create(self, *, messages, model=None, max_tokens=None, seed=None, stream=False,
+               stream_options=None, temperature=None, top_p=None):
+        text = f"{self.said} {messages[-1]['content']} {max_tokens} {temperature}"
+        delta = Named(content=text)
+        yield Named(choices=[Named(delta=delta)], usage=None)
+
+    def terminate(self):
+        pass
+
+
+class Named:
+    def __init__(self, **fields):
+        self.__dict__.update(fields)
+'''
+MLC_CONFIG = """
+from dataclasses import dataclass
+
+@dataclass
+class EngineConfig:
+    max_num_sequence: int = None
+    max_total_sequence_length: int = None
+    max_single_sequence_length: int = None
+    prefill_chunk_size: int = None
+    prefix_cache_mode: str = "radix"
+"""
+
+
+def run_cli(words: list[str]) -> int:
+    """The command's exit code."""
+    import signal
+
+    from mlc_bridge.cli import main
+
+    held = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["mlc-bridge", *words])
+            main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        for number, handler in held:
+            signal.signal(number, handler)
+    raise AssertionError("a command ends with an exit code")
+
+
+@pytest.mark.skipif(HERE, reason="mlc_llm is installed here")
+class TestEngineArguments:
+    """That our flags arrive under MLC's names; whether MLC's engine runs, only a peer test says."""
+
+    @pytest.fixture(autouse=True)
+    def stand_in(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        package = tmp_path / "stand_in/mlc_llm"
+        (package / "serve").mkdir(parents=True)
+        (package / "__init__.py").write_text(MLC_ENGINE)
+        (package / "serve/__init__.py").write_text("")
+        (package / "serve/config.py").write_text(MLC_CONFIG)
+        monkeypatch.syspath_prepend(package.parent)
+        monkeypatch.setenv("TVM_NUM_THREADS", "9")
+        yield
+        for name in [n for n in sys.modules if n.split(".")[0] == "mlc_llm"]:
+            del sys.modules[name]
+
+    def test_chat(self, capsys: pytest.CaptureFixture[str]) -> None:
+        words = "chat m --engine mlc_llm --prompt hello --context-window-size 99 --threads 3"
+        assert run_cli([*words.split(), "--max-tokens", "5", "--temperature", "0"]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("m auto m/lib.so interactive EngineConfig(")
+        assert "max_single_sequence_length=99" in said
+        assert said.endswith("hello 5 0.0\n")
+        assert os.environ["TVM_NUM_THREADS"] == "3"
+        assert run_cli([*words.split(), "--model-lib", "x"]) == 2
+        assert "MLC LLM cannot open the model" in (error := capsys.readouterr().err)
+        assert "no such lib" in error
+
+    def test_example(self, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+        script = str(EXAMPLES.parent / "infer_with_mlcengine.py")
+        monkeypatch.setattr(sys, "argv", [script, "m", "--engine", "mlc_llm", "--prompt", "hi"])
+        runpy.run_path(script, run_name="__main__")
+        assert capsys.readouterr().out == "m auto m/lib.so local None hi 128 0.0\n"
+
+    def test_serve(self, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+        became: list[list[str]] = []
+        monkeypatch.setattr(os, "execv", lambda _, command: became.append(command))
+        words = "serve m --engine mlc_llm --port 9 --max-num-sequence 3 --no-prefix-cache"
+        assert run_cli([*words.split(), "--context-window-size", "64"]) == 0
+        (command,) = became
+        assert command[1:5] == ["-m", "mlc_bridge.upstream", "serve", "m"]
+        flags = dict(zip(command[5::2], command[6::2], strict=True))
+        assert flags == {
+            "--model-lib": "m/lib.so", "--device": "auto", "--mode": "local",
+            "--host": "127.0.0.1", "--port": "9", "--allow-origins": "[]",
+            "--prefix-cache-mode": "disable",
+            "--overrides": "max_num_sequence=3;context_window_size=64",
+        }  # fmt: skip
+        assert run_cli(["serve", "m", "--engine", "mlc_llm", "--api-key", "secret"]) == 2
+        assert "--api-key" in capsys.readouterr().err
+        assert len(became) == 1
 
 
 @pytest.mark.peer

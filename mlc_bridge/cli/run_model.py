@@ -71,7 +71,7 @@ def _open(
     if _is_upstream(engine):
         from mlc_bridge.upstream import open_engine
 
-        return open_engine(model, device, model_lib)
+        return open_engine(model, device, model_lib, limits, threads)
     from mlc_bridge import MLCEngine
 
     return MLCEngine(
@@ -88,6 +88,16 @@ def _is_upstream(engine: str) -> bool:
     if engine not in ("mlc_bridge", "mlc_llm"):
         raise ConfigError("unknown engine", found=repr(engine), expected="mlc_bridge or mlc_llm")
     return engine == "mlc_llm"
+
+
+def _not_theirs(flags: dict[str, Any]) -> None:
+    """A wish that MLC's server would pass over in silence, such as a key, is refused."""
+    if given := [f"--{name.replace('_', '-')}" for name, value in flags.items() if value]:
+        raise ConfigError(
+            "MLC LLM's server has no such flag",
+            found=", ".join(given),
+            todo="Leave it out, or leave out --engine",
+        )
 
 
 def serve(
@@ -126,14 +136,7 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Serve a compiled model by OpenAI's REST interface. A chat page is at /."""
-    if _is_upstream(engine):
-        from mlc_bridge import upstream
-
-        return upstream.serve(model, device, model_lib, mode, host, port)
-    from mlc_bridge.engine import AsyncMLCEngine, EngineConfig
-    from mlc_bridge.engine.server import Settings
-    from mlc_bridge.engine.server import serve as run
-    from mlc_bridge.engine.server.settings import LOOPBACK
+    from mlc_bridge.engine import EngineConfig
 
     limits = EngineConfig(
         max_num_sequence=max_num_sequence,
@@ -142,6 +145,23 @@ def serve(
         prefill_chunk_size=prefill_chunk_size,
         prefix_cache=prefix_cache,
     )
+    if _is_upstream(engine):
+        from mlc_bridge import upstream
+
+        _not_theirs(
+            {"served_model_name": served_model_name, "strict": strict, "api_key": api_key,
+             "allow_host": allow_host, "max_prompt_tokens": max_prompt_tokens,
+             "max_answer_tokens": max_answer_tokens}
+        )  # fmt: skip
+        return upstream.serve(
+            model, device, model_lib, mode, host, port,
+            limits=limits, threads=threads, origins=allow_origin or (),
+        )  # fmt: skip
+    from mlc_bridge.engine import AsyncMLCEngine
+    from mlc_bridge.engine.server import Settings
+    from mlc_bridge.engine.server import serve as run
+    from mlc_bridge.engine.server.settings import LOOPBACK
+
     local = host in ("127.0.0.1", "localhost", "::1")
     settings = Settings(
         name=served_model_name or Path(model).expanduser().resolve().name,

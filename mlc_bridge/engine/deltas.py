@@ -26,13 +26,15 @@ Entry = tuple[int, TokenLogprobs | None]
 class Delta:
     """What came since the last one: text, shown tokens with their log probabilities, and the end.
 
-    ``generated`` counts the tokens that were drawn, a stop token included; ``prompt`` are the
-    tokens of the prompt, where their log probabilities were asked for.
+    ``generated`` counts the tokens that were drawn, a stop token included, ``cached`` those of the
+    prompt that the prefix cache had; ``prompt`` are the tokens of the prompt, where their log
+    probabilities were asked for.
     """
 
     index: int
     text: str = ""
     generated: int = 0
+    cached: int = 0
     logprobs: list[Entry] = field(default_factory=list)
     prompt: list[Entry] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -41,6 +43,7 @@ class Delta:
     def add(self, later: Delta) -> None:
         self.text += later.text
         self.generated += later.generated
+        self.cached += later.cached
         self.logprobs += later.logprobs
         self.prompt = later.prompt or self.prompt
         self.finish_reason = later.finish_reason or self.finish_reason

@@ -49,7 +49,7 @@ class Frontend:
     """Loads a model directory and its compiled lib; ready when the constructor returns.
 
     ``model_lib`` None takes ``lib.so`` of the directory; ``device`` "auto" the one that the lib was
-    compiled for. ``mode``: "local" serves up to 4 requests at once, "interactive" one, "server" as
+    compiled for. ``mode``: "local" serves up to 8 requests at once, "interactive" one, "server" as
     many as the lib allows. ``enable_tracing`` is MLC's and has no effect here. ``threads`` run the
     kernels on a CPU (default: the physical cores).
     Raises ArtifactError, ConfigError or EngineError, naming what does not fit, before anything
@@ -197,8 +197,12 @@ class Frontend:
         )
         if isinstance(request, CompletionRequest):
             return replace(frame, echo=request.echo)
-        parser = self.chat_prompt.form.parser if request.offered else None
-        return replace(frame, parser=parser, parallel=request.parallel_tool_calls)
+        return replace(
+            frame,
+            parser=self.chat_prompt.form.parser if request.offered else None,
+            parallel=request.parallel_tool_calls,
+            older=bool(request.functions),
+        )
 
     def _known_ids(self) -> Vocabulary:
         """What may be drawn. Raises EngineError for a begin token that the model does not have."""
@@ -237,7 +241,7 @@ class Frontend:
         first, *rest = drawn
         exact = request.seed is not None or not request.cache_prompt
         if wish.prompt_logprobs is None:
-            return Prompt(tokens, first, rest, exact=exact)
+            return Prompt(tokens, first, rest, exact=exact, entered=first.entered)
         reader = PromptReader(tokens, wish.prompt_logprobs)
         for answer in drawn:
             answer.read_prompt(reader.entries)

@@ -80,6 +80,10 @@ class Generation:
         """Take the log probabilities of the prompt's tokens."""
         self._delta.prompt = entries
 
+    def entered(self, cached: int) -> None:
+        """The prompt enters the model; ``cached`` of its tokens are there already."""
+        self._delta.cached = cached
+
     def next_token(self, logits: Array) -> int | None:
         """Draw, show and check for the end; see ``scheduler.Answer``.
 

@@ -50,7 +50,7 @@ class ResponseEvents:
             self._begun = True
             yield self._event("response.created", response=self._response("in_progress"))
             yield self._event("response.in_progress", response=self._response("in_progress"))
-        self._frame.generated += delta.generated
+        self._frame.count_in(delta)
         for piece in self._turn.push(delta.text, last=delta.finish_reason is not None):
             yield from self._say(piece)
         self._cut = self._cut or delta.finish_reason == "length"
@@ -156,7 +156,7 @@ class ResponseEvents:
             "truncation": "disabled",
             "usage": {
                 "input_tokens": usage.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens_details": usage.prompt_tokens_details.model_dump(),
                 "output_tokens": usage.completion_tokens,
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": usage.total_tokens,

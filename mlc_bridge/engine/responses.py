@@ -23,8 +23,8 @@ from mlc_bridge.engine.openai.answer import (
     FinishReason,
     LogProbs,
     LogProbsContent,
+    PromptTokensDetails,
     ResponseDelta,
-    ResponseMessage,
     TopLogProbs,
     new_id,
 )
@@ -59,7 +59,9 @@ class Frame:
     echo: bool = False
     parser: Callable[[], Parser] | None = None
     parallel: bool = True
+    older: bool = False
     generated: int = field(default=0, init=False)
+    cached: int = field(default=0, init=False)
 
     @property
     def count(self) -> int:
@@ -68,16 +70,23 @@ class Frame:
     def head(self, id_: str) -> dict[str, Any]:
         return {"id": id_, "model": self.model, "system_fingerprint": self.fingerprint}
 
+    def count_in(self, delta: Delta) -> None:
+        """Take the delta's tokens into the usage."""
+        self.generated += delta.generated
+        self.cached += delta.cached
+
     def usage(self) -> CompletionUsage:
         prompt = sum(map(len, self.prompts))
         return CompletionUsage(
             prompt_tokens=prompt,
             completion_tokens=self.generated,
             total_tokens=prompt + self.generated,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self.cached),
         )
 
     def turn(self) -> Turn:
-        return Turn(None if self.parser is None else self.parser(), parallel=self.parallel)
+        parser = None if self.parser is None else self.parser()
+        return Turn(parser, parallel=self.parallel, older=self.older)
 
     def echoed(self, index: int) -> str:
         """The prompt's text in front of answer ``index``."""
@@ -91,7 +100,7 @@ class _Whole:
         self._frame, self._whole = frame, [Delta(i) for i in range(frame.count)]
 
     def push(self, delta: Delta) -> Iterator[Any]:
-        self._frame.generated += delta.generated
+        self._frame.count_in(delta)
         self._whole[delta.index].add(delta)
         yield from ()
 
@@ -106,10 +115,9 @@ class ChatWhole(_Whole):
     def _choice(self, delta: Delta) -> ChatChoice:
         turn = self._frame.turn()
         turn.push(delta.text, last=True)
-        message = ResponseMessage(content=turn.text, tool_calls=turn.calls or None)
         return ChatChoice(
             index=delta.index,
-            message=message,
+            message=turn.message(),
             logprobs=_chat_logprobs(self._frame, delta.logprobs),
             finish_reason=turn.reason(delta.finish_reason),
         )
@@ -124,7 +132,7 @@ class ChatStream:
         self._logprobs: dict[int, list[Entry]] = {}
 
     def push(self, delta: Delta) -> Iterator[ChatCompletionStreamResponse]:
-        self._frame.generated += delta.generated
+        self._frame.count_in(delta)
         if delta.index not in self._turns:
             self._turns[delta.index] = self._frame.turn()
             yield self._chunk(delta.index, ResponseDelta(role="assistant", content=""))
@@ -187,7 +195,7 @@ class CompletionStream:
         self._length: dict[int, int] = {}  # characters of each answer so far
 
     def push(self, delta: Delta) -> Iterator[CompletionResponse]:
-        self._frame.generated += delta.generated
+        self._frame.count_in(delta)
         first = delta.index not in self._length
         text = (self._frame.echoed(delta.index) if first else "") + delta.text
         entries = [*delta.prompt, *delta.logprobs]

@@ -268,8 +268,8 @@ def plan_limits(
 ) -> Limits:
     """The lib's limits, made smaller where the chat config, the mode or the user say so.
 
-    ``interactive`` serves one sequence; ``local`` four that share the larger of one window and 8192
-    tokens; ``server`` all that the lib allows, within half of the memory that is free.
+    ``interactive`` serves one sequence; ``local`` eight that share the larger of one window and
+    8192 tokens; ``server`` all that the lib allows, within half of the memory that is free.
     """
     # A lib with a context window masks its sliding window itself; without one the cache must roll.
     rolls = metadata["context_window_size"] <= 0
@@ -280,8 +280,8 @@ def plan_limits(
     if window is None and sliding <= 0:
         raise ConfigError("the model has neither a context window nor a sliding window")
     reach = window or sliding
-    batch = {"interactive": 1, "local": 4, "server": metadata["max_batch_size"]}[mode]
-    batch = _smallest(batch, metadata["max_batch_size"], config.max_num_sequence) or 1
+    batch = {"interactive": 1, "local": 8, "server": metadata["max_batch_size"]}[mode]
+    batch = _smallest(config.max_num_sequence or batch, metadata["max_batch_size"]) or 1
     batch = min(batch, _states_in_memory(metadata))
     chunk = _smallest(
         metadata["prefill_chunk_size"], chat.prefill_chunk_size, config.prefill_chunk_size, reach

@@ -51,7 +51,8 @@ class Sequence:
 
     ``tokens`` holds prompt and answer, ``cached`` says how many of them are in the KV cache. Each
     of ``siblings`` wants another answer to the same prompt and takes over its cache. ``reader``
-    gets the logits ``[rows, vocab]`` of the prompt, with the place of the first row.
+    gets the logits ``[rows, vocab]`` of the prompt, with the place of the first row. ``entered`` is
+    told once how many tokens of the prompt come from the prefix cache.
     """
 
     def __init__(
@@ -62,12 +63,13 @@ class Sequence:
         *,
         exact: bool = False,
         reader: Callable[[int, Array], None] | None = None,
+        entered: Callable[[int], None] | None = None,
     ) -> None:
         self.tokens = list(prompt)
         self.prompt_length = len(self.tokens)
         self.answer = answer
         self.siblings = list(siblings)
-        self.exact, self.reader = exact, reader
+        self.exact, self.reader, self.entered = exact, reader, entered
         self.cached = 0
         self.slot = -1
 
@@ -219,6 +221,9 @@ class Scheduler:
             sequence.slot, sequence.cached = past.slot, common
             self.runtime.pop(past.slot, len(past.tokens) - common)
             self.counts.reused += common
+        if sequence.entered is not None:
+            sequence.entered(common)
+            sequence.entered = None
         self.running.append(sequence)
 
     def _end(self, sequence: Sequence) -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import uuid
 
-from mlc_bridge.engine.openai.answer import FinishReason, FunctionCall, ResponseDelta, ToolCall
+from mlc_bridge.engine.openai.answer import (
+    FinishReason,
+    FunctionCall,
+    ResponseDelta,
+    ResponseMessage,
+    ToolCall,
+)
 from mlc_bridge.engine.tools.form import Arguments, Begin, Parser
 
 
 class Turn:
     """``push`` gives what is new, ``text`` and ``calls`` are the whole. Without ``parallel`` calls
-    after the first are dropped."""
+    after the first are dropped; ``older`` shows the one as ``function_call``."""
 
-    def __init__(self, parser: Parser | None, *, parallel: bool = True) -> None:
-        self._parser, self._parallel = parser, parallel
+    def __init__(
+        self, parser: Parser | None, *, parallel: bool = True, older: bool = False
+    ) -> None:
+        self._parser, self._parallel, self._older = parser, parallel, older
         self._said, self._blank, self._dropping = "", "", False
         self._calls: list[ToolCall] = []
 
@@ -26,8 +34,16 @@ class Turn:
     def calls(self) -> list[ToolCall]:
         return [call.model_copy(update={"index": None}) for call in self._calls]
 
+    def message(self) -> ResponseMessage:
+        """The whole answer."""
+        if self._older and self._calls:
+            return ResponseMessage(content=self.text, function_call=self._calls[0].function)
+        return ResponseMessage(content=self.text, tool_calls=self.calls or None)
+
     def reason(self, given: FinishReason | None) -> FinishReason | None:
-        return "tool_calls" if self._calls and given == "stop" else given
+        if not self._calls or given != "stop":
+            return given
+        return "function_call" if self._older else "tool_calls"
 
     def push(self, text: str, *, last: bool) -> list[ResponseDelta]:
         if self._parser is None:
@@ -49,7 +65,12 @@ class Turn:
         call = self._calls[-1]
         call.function.arguments += piece.text
         more = ToolCall(index=call.index, function=FunctionCall(arguments=piece.text))
-        return [ResponseDelta(tool_calls=[more])]
+        return [self._shown(more)]
+
+    def _shown(self, call: ToolCall) -> ResponseDelta:
+        if self._older:
+            return ResponseDelta(function_call=call.function)
+        return ResponseDelta(tool_calls=[call])
 
     def _begin(self, name: str) -> ResponseDelta:
         call = ToolCall(
@@ -59,7 +80,7 @@ class Turn:
             function=FunctionCall(name=name, arguments=""),
         )
         self._calls.append(call.model_copy(deep=True))
-        return ResponseDelta(tool_calls=[call])
+        return self._shown(call)
 
     def _say(self, text: str) -> list[ResponseDelta]:
         """Blanks at the end wait: before a call they mean nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,24 @@ def client(served: AsyncMLCEngine) -> Iterator[Any]:
     with TestClient(app(served), "http://localhost", raise_server_exceptions=False) as client:
         yield client
     assert not served.alive  # the application ended its engine
+
+
+@pytest.fixture(scope="session")
+def url(client: Any, served: AsyncMLCEngine) -> Iterator[str]:
+    """A real port for programs that want one; ``client`` ends the engine."""
+    import uvicorn
+
+    from mlc_bridge.engine.server import app
+
+    config = uvicorn.Config(app(served), port=0, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture

@@ -273,3 +273,20 @@ def test_terminate_fails_what_is_running_and_what_comes_later(artifact: Path) ->
     with pytest.raises(EngineError, match="ended"):
         forced(engine, "x")
     assert not any(t.name == "mlc-bridge-engine" and not t.daemon for t in threading.enumerate())
+
+
+def test_usage_tells_what_the_prefix_cache_had(engine: MLCEngine) -> None:
+    ids = list(range(1000, 1060))
+
+    def cached(prompt: list[Any], **options: Any) -> int:
+        found = engine.completions.create(prompt=prompt, max_tokens=2, temperature=0, **options)
+        if options.get("stream"):
+            *_, found = found
+        return int(found.usage.prompt_tokens_details.cached_tokens)
+
+    assert cached(ids) == 0
+    assert cached(ids) == len(ids) - 1
+    streamed: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    assert cached(ids, n=2, **streamed) == len(ids) - 1  # once for all answers
+    assert cached([[*ids, 7], [9] * 20]) == len(ids)
+    assert cached(ids, seed=1) == 0

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from mlc_bridge.engine import AsyncMLCEngine
 
 pytestmark = pytest.mark.slow
 
@@ -23,24 +19,6 @@ def test_the_page_needs_nothing_from_elsewhere(client: Any) -> None:
     assert "http" not in page.text
     (model,) = client.get("/v1/models").json()["data"]
     assert model["mlc_bridge"]["verified"] == "lib and weights belong together"
-
-
-@pytest.fixture
-def url(client: Any, served: AsyncMLCEngine) -> Iterator[str]:
-    """A real port for the browser; ``client`` ends the engine."""
-    import uvicorn
-
-    from mlc_bridge.engine.server import app
-
-    config = uvicorn.Config(app(served), port=0, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        pass
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
 
 
 def test_a_conversation_in_a_browser(url: str) -> None:

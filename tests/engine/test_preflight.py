@@ -273,7 +273,7 @@ def test_limits_follow_mode_and_config(artifact: Path) -> None:
     with MLCEngine(artifact, mode="interactive") as engine:
         assert (engine.limits.max_batch, engine.limits.total) == (1, 2048)
     with MLCEngine(artifact, mode="server") as engine:
-        assert engine.limits.max_batch > 4
+        assert engine.limits.max_batch > 8
     config = EngineConfig(max_num_sequence=2, max_total_sequence_length=512, prefill_chunk_size=64)
     with MLCEngine(artifact, engine_config=config) as engine:
         found = engine.limits

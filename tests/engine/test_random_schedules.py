@@ -155,7 +155,9 @@ def in_a_fresh_thread(work: Any) -> None:
 def test_any_schedule_is_as_good_as_one_by_one(artifact: Path) -> None:
     def work() -> None:
         start_pool()
-        limits = EngineConfig(max_total_sequence_length=128, prefill_chunk_size=48)
+        limits = EngineConfig(
+            max_num_sequence=4, max_total_sequence_length=128, prefill_chunk_size=48
+        )
         runtime = Runtime.open(artifact, config=limits)
         tokenizer = Tokenizer(artifact)
         prompts = [tokenizer.encode(text) for text in TEXTS]

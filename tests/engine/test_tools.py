@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc_bridge.engine import MLCEngine
-from mlc_bridge.engine.openai.chat import CalledFunction
+from mlc_bridge.engine.openai.chat import CalledFunction, ChatCompletionRequest
 from mlc_bridge.engine.tools import FORMS, form_of
 from mlc_bridge.engine.turn import Turn
 from mlc_bridge.errors import EngineError
@@ -183,9 +183,47 @@ def test_calls_and_results_in_the_history(engine: MLCEngine) -> None:
 
 
 @pytest.mark.slow
+def test_the_older_functions(engine: MLCEngine) -> None:
+    """The same answer as to one tool, under the older names; also streamed and in a history."""
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    options: dict[str, Any] = {"parallel_tool_calls": False, "seed": 5}
+    (call,) = forced(engine, tool_choice=choice, **options).choices[0].message.tool_calls
+    older: dict[str, Any] = {
+        "tools": None, "functions": [tool["function"] for tool in TOOLS],
+        "function_call": {"name": "get_weather"}, "seed": 5,
+    }  # fmt: skip
+    answer = forced(engine, **older).choices[0]
+    found = answer.message.model_dump()
+    assert (answer.finish_reason, "tool_calls" in found) == ("function_call", False)
+    assert found["function_call"] == call.function.model_dump()
+
+    name, arguments = None, ""
+    for chunk in forced(engine, **older, stream=True):
+        if piece := chunk.choices[0].delta.function_call:
+            name, arguments = name or piece.name, arguments + piece.arguments
+    assert chunk.choices[0].finish_reason == "function_call"
+    assert (name, arguments) == (call.function.name, call.function.arguments)
+
+    result = {"role": "function", "name": "get_weather", "content": "sunny"}
+    past = {"role": "assistant", "content": None, "function_call": found["function_call"]}
+    tool = {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]}
+    texts = [
+        engine.chat_prompt.text(ChatCompletionRequest(messages=[*CHAT, turn, result]))[1]
+        for turn in (past, tool)
+    ]
+    assert texts[0] == texts[1]
+    assert "get_weather" in texts[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"tools": None, "functions": [{"name": "a b"}]}, "tools.0.function.name"),
+        (
+            {"tools": None, "functions": [TOOLS[0]["function"]], "function_call": {"name": "no"}},
+            "names no tool",
+        ),
         ({"tool_choice": "required", "tools": []}, "tool_choice needs tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "no"}}}, "names no tool"),
         ({"tools": TOOLS * 2}, "two functions of one name"),

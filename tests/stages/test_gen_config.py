@@ -104,6 +104,7 @@ def test_a_window_is_masked_by_the_lib_alone(model: Path, tmp_path: Path, name: 
         assert MODELS[name].decoder(plan.config).layers[0].mixer.window == 32
         assert plan.metadata["mlc_bridge"]["sliding_window_size"] == 32
 
+
 def test_a_size_the_architecture_lacks(model: Path, tmp_path: Path) -> None:
     job = GenConfigJob(model, tmp_path / "out", "q0f16", sliding_window_size=64)
     with pytest.raises(ConfigError, match="sliding-window-size"):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 def optional() -> Any:
@@ -20,10 +20,17 @@ def optional() -> Any:
     return Field(default=None, exclude_if=lambda value: value is None)
 
 
+class PromptTokensDetails(BaseModel):
+    """Tokens of the prompts that the prefix cache had."""
+
+    cached_tokens: int = 0
+
+
 class CompletionUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
     extra: dict[str, Any] | None = optional()
 
 
@@ -70,6 +77,7 @@ class ResponseMessage(BaseModel):
     content: str | None = None
     refusal: None = None
     tool_calls: list[ToolCall] | None = optional()
+    function_call: FunctionCall | None = optional()
 
 
 class ResponseDelta(BaseModel):
@@ -78,6 +86,7 @@ class ResponseDelta(BaseModel):
     role: Literal["assistant"] | None = optional()
     content: str | None = optional()
     tool_calls: list[ToolCall] | None = optional()
+    function_call: FunctionCall | None = optional()
 
 
 def _now() -> int:

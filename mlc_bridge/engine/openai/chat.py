@@ -50,7 +50,8 @@ class ToolCall(Tolerant):
 
 
 class Message(Tolerant):
-    """``content`` is text, or a list of text parts, which are joined."""
+    """``content`` is text, or a list of text parts, which are joined; the older ``function_call``
+    is one of ``tool_calls``."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -59,6 +60,14 @@ class Message(Tolerant):
     tool_calls: list[ToolCall] = Field(default_factory=list)
     tool_call_id: str | None = None
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("function_call") is not None:
+            rest = {k: v for k, v in value.items() if k != "function_call"}
+            return {"tool_calls": [{"function": value["function_call"]}], **rest}
+        return value
 
     @field_validator("content", mode="before")
     @classmethod
@@ -110,7 +119,11 @@ class NamedTool(Tolerant):
 
 
 class ChatCompletionRequest(Request):
-    """``continue_final_message`` goes on with a last assistant message instead of answering it."""
+    """``continue_final_message`` goes on with a last assistant message instead of answering it.
+
+    ``functions`` and ``function_call`` are the older names of ``tools`` and ``tool_choice``; an
+    answer to them makes one call at most, under the older name too.
+    """
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=-1)] | None = None
@@ -120,9 +133,26 @@ class ChatCompletionRequest(Request):
     tools: list[Tool] = Field(default_factory=list, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
+    functions: list[Any] = Field(default_factory=list, max_length=MOST_TOOLS)
+    function_call: Literal["none", "auto"] | NamedFunction = "auto"
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("tools") or not value.get("functions"):
+            return value
+        functions, choice = value["functions"], value.get("function_call") or "auto"
+        if not isinstance(functions, list):
+            raise ValueError("functions is no list")
+        return {
+            **value,
+            "tools": [{"function": function} for function in functions],
+            "tool_choice": choice if isinstance(choice, str) else {"function": choice},
+            "parallel_tool_calls": False,
+        }
 
     @field_validator("max_tokens")
     @classmethod

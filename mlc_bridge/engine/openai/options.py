@@ -51,6 +51,8 @@ class ChatOptions(Options, total=False):
     tools: list[dict[str, Any]] | None
     tool_choice: str | dict[str, Any] | None
     parallel_tool_calls: bool | None
+    functions: list[dict[str, Any]] | None
+    function_call: str | dict[str, Any] | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     chat_template_kwargs: dict[str, Any] | None

@@ -15,7 +15,7 @@ from mlc_bridge.engine.structure import Structure
 
 MEANINGLESS = frozenset(
     (
-        "add_special_tokens", "extra_body", "function_call", "functions", "id_slot",
+        "add_special_tokens", "extra_body", "id_slot",
         "logits_all", "metadata", "modalities", "n_keep", "prediction", "priority",
         "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "request_id",
         "return_progress", "return_token_ids", "return_tokens", "safety_identifier",
