@@ -71,7 +71,7 @@ class MLCEngine:
                stream_options=None, temperature=None, top_p=None):
         text = f"{self.said} {messages[-1]['content']} {max_tokens} {temperature}"
         delta = Named(content=text)
-        yield Named(choices=[Named(delta=delta)], usage=None)
+        yield Named(choices=[Named(delta=delta, finish_reason="stop")], usage=None)
 
     def terminate(self):
         pass
