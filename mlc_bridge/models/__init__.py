@@ -12,9 +12,12 @@ from mlc_bridge.models.gemma2 import GEMMA2
 from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
 from mlc_bridge.models.glm4 import GLM4
 from mlc_bridge.models.granite import GRANITE
+from mlc_bridge.models.hunyuan_v1_dense import HUNYUAN_V1_DENSE
+from mlc_bridge.models.internlm3 import INTERNLM3
 from mlc_bridge.models.lfm2 import LFM2
 from mlc_bridge.models.lfm2_moe import LFM2_MOE
 from mlc_bridge.models.llama import LLAMA
+from mlc_bridge.models.ministral3 import MINISTRAL3
 from mlc_bridge.models.mistral import MISTRAL
 from mlc_bridge.models.mixtral import MIXTRAL
 from mlc_bridge.models.nemotron import NEMOTRON
@@ -61,6 +64,9 @@ MODELS: Table[Arch] = table(
     COHERE2,
     NEMOTRON,
     STARCODER2,
+    HUNYUAN_V1_DENSE,
+    INTERNLM3,
+    MINISTRAL3,
 )
 
 __all__ = ["MODELS", "Arch", "ModelConfig", "Weight"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import CLASSIC, HYBRIDS, SAME_PARTS, SHARED
+from tiny import CLASSIC, HYBRIDS, SAME_PARTS, SHARED, YARN
 from tiny import MODELS as TINY
 
 from mlc_bridge.errors import ConfigError
@@ -39,6 +39,27 @@ def test_every_key_of_the_class_is_read_or_harmless(name: str) -> None:
 def test_unknown_keys_are_named(name: str) -> None:
     hf = transformers.AutoConfig.for_model(name).to_dict()
     assert MODELS[name].unused({**hf, "wavelet_depth": 3, "top_k": 5}) == ("wavelet_depth",)
+
+
+@pytest.mark.parametrize("where", ["rope_scaling", "rope_parameters", "per layer type"])
+def test_keys_of_a_rope_block(where: str) -> None:
+    """What its kind does not have is named; what turns otherwise elsewhere is refused."""
+    block = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    name = "gemma3_text" if where == "per layer type" else "granite"
+    hf = transformers.AutoConfig.for_model(name).to_dict()
+
+    def told(block: dict[str, Any]) -> dict[str, Any]:
+        if where != "per layer type":
+            return {**hf, "rope_parameters": None, where: block}
+        return {**hf, "rope_parameters": {**hf["rope_parameters"], "full_attention": block}}
+
+    place = "rope_parameters.full_attention" if where == "per layer type" else where
+    assert MODELS[name].unused(told(block)) == ()
+    strange = told({**block, "beta_fast": 32, "twist": 1})
+    assert MODELS[name].unused(strange) == (f"{place}.beta_fast", f"{place}.twist")
+    for key in ("alpha", "llama_4_scaling_beta"):
+        with pytest.raises(ConfigError, match=rf"{key}.*not supported"):
+            MODELS[name].config(told({**block, key: 2.0}))
 
 
 @pytest.mark.parametrize("key", MATHS)
@@ -113,6 +134,9 @@ SWITCHES: list[tuple[str, str, Any]] = [
     ("qwen3_5_text", "partial_rotary_factor", 1.0),
     ("qwen3_next", "mlp_only_layers", []),
     ("qwen3_next", "norm_topk_prob", False),
+    ("hunyuan_v1_dense", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4}),
+    ("ministral3", "rope_parameters", {**YARN, "llama_4_scaling_beta": 0.0}),
+    ("ministral3", "sliding_window", 5),
 ]
 
 

@@ -132,6 +132,17 @@ def test_limits() -> None:
     assert config(hf("llama"), prefill_chunk_size=64, max_batch_size=2).max_batch_size == 2
 
 
+def test_dynamic_rope_beyond_its_training_wants_the_prompt_at_once() -> None:
+    told = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    dynamic, arch = hf("granite", rope_parameters=told), MODELS["granite"]
+    assert arch.decoder(arch.config(dynamic)).ropes[0].dynamic is None
+    long = arch.config(dynamic, context_window_size=2048, prefill_chunk_size=2048)
+    assert arch.decoder(long).ropes[0].dynamic == (4.0, 512)
+    assert arch.config(long.asdict()) == long
+    with pytest.raises(ConfigError, match=r"prefill_chunk_size.*512.*2048"):
+        arch.config(dynamic, context_window_size=2048, prefill_chunk_size=512)
+
+
 def longrope(**changes: Any) -> dict[str, Any]:
     block = {"type": "su", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32, **changes}
     phi = hf("phi3", rope_parameters=None, rope_theta=1e4, max_position_embeddings=16_384)

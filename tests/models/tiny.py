@@ -126,6 +126,22 @@ CLASSIC: dict[str, dict[str, Any]] = {
         "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4},
     },
     "starcoder2": {"sliding_window": WINDOW},
+    "hunyuan_v1_dense": {
+        "attention_bias": True,
+        "rope_parameters": {
+            "rope_type": "dynamic",
+            "rope_theta": 1e4,
+            "alpha": 50.0,
+            "factor": 1.0,
+        },
+    },
+    "internlm3": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 6.0},
+        "max_position_embeddings": 20,
+    },
+    "ministral3": {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5}},
 }
 # With recurrent layers; compared in ``test_hybrids.py``.
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 3}

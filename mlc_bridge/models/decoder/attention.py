@@ -36,7 +36,7 @@ class Attention:
     """Of query, key and value."""
     o_bias: bool = False
     norm: Norm | None = None
-    """Of queries and keys, before the rotation: each head for itself, or all ``together``."""
+    """Of queries and keys: each head for itself, or all ``together``."""
     together: bool = False
     query_width: float | None = None
     """Scores are divided by its square root; the head width unless given."""
@@ -72,26 +72,38 @@ class Attention:
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
         from tvm.relax.frontend.nn import op
 
-        from mlc_bridge.models.decoder.layers import attend, joint_norm, qk_norm
+        from mlc_bridge.models.decoder.layers import attend
         from mlc_bridge.models.decoder.output_gate import gate, split_gate
-        from mlc_bridge.models.decoder.rotary import rotate
 
         b, s, _ = x.shape
-        both = self.heads + self.kv_heads
-        every = both + self.kv_heads + (self.heads if self.gate else 0)
+        every = self.heads + 2 * self.kv_heads + (self.heads if self.gate else 0)
         qkv = op.reshape(block["qkv"](x), (b * s, every, self.head_dim))
         if self.gate:
             qkv, gates = split_gate(qkv, self.heads)
-        if self.norm is not None:
-            norm = joint_norm if self.together else qk_norm
-            qkv = norm(qkv, block["q_norm"], block["k_norm"], self.heads, self.kv_heads)
-        if step.tables is not None and self.rope is not None:
-            table = step.tables[self.rope]
-            qkv = rotate(qkv, table, both, interleaved=self.rope.interleaved)
+        if self.rope is not None and self.rope.before_norm:
+            qkv = self._normed(block, self._rotated(qkv, step))
+        else:
+            qkv = self._rotated(self._normed(block, qkv), step)
         local = self.window is not None
         out = attend(step.kv, step.index, qkv, self.heads, self.scale, local=local)
         out = gate(out, gates) if self.gate else out
         return block["o"](op.reshape(out, (b, s, self.heads * self.head_dim)))
+
+    def _normed(self, block: Block, qkv: nn.Tensor) -> nn.Tensor:
+        from mlc_bridge.models.decoder.layers import joint_norm, qk_norm
+
+        if self.norm is None:
+            return qkv
+        norm = joint_norm if self.together else qk_norm
+        return norm(qkv, block["q_norm"], block["k_norm"], self.heads, self.kv_heads)
+
+    def _rotated(self, qkv: nn.Tensor, step: Step) -> nn.Tensor:
+        from mlc_bridge.models.decoder.rotary import rotate
+
+        if step.tables is None or self.rope is None:
+            return qkv
+        turned, table = (self.heads, self.kv_heads), step.tables[self.rope]
+        return rotate(qkv, table, turned, interleaved=self.rope.interleaved)
 
     @property
     def scale(self) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlc_bridge.models.arch import Weight
 from mlc_bridge.models.decoder.model import Decoder
+from mlc_bridge.models.decoder.rope_block import refuse_unknown, unknown
 from mlc_bridge.models.decoder.settings import Settings
 from mlc_bridge.schemes.scheme import Scheme
 
@@ -22,6 +23,8 @@ class DecoderFamily:
     """What transformers' config class of this architecture sets where config.json is silent."""
     renamed: Mapping[str, str] = {}
     """Keys of config.json -> how this family calls them."""
+    rope_keys: tuple[str, ...] = ()
+    """Keys that this architecture alone reads in a rotary embedding's block."""
 
     def read(self, flat: Settings) -> Any:
         """The architecture's config; every key that it asks for counts as read."""
@@ -35,13 +38,14 @@ class DecoderFamily:
         flat = Settings.of(hf, overrides, self.defaults, self.renamed)
         made = self.read(flat)
         flat.refuse_unread()
+        refuse_unknown(flat, self.rope_keys)
         return made
 
     def unused(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         """Keys of a config.json that are neither read nor known to be harmless."""
         flat = Settings.of(hf, {}, self.defaults, self.renamed)
         self.read(flat)
-        return flat.unread()
+        return (*flat.unread(), *unknown(flat, self.rope_keys))
 
     def weights(self, config: Any) -> list[Weight]:
         return self.decoder(config).weights()

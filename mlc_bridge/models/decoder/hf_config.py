@@ -119,7 +119,8 @@ def rope_scaling(
         expect(block, "partial_rotary_factor", (1, None))
     if kind == "default":
         return None
-    keep = {k: v for k, v in block.items() if k not in ("type", "rope_theta", "rope_type")}
+    other = ("type", "rope_theta", "rope_type", "max_position_embeddings")
+    keep = {k: v for k, v in block.items() if k not in other}
     return {**keep, "rope_type": kind}
 
 

@@ -31,8 +31,8 @@ class Step:
     """One forward pass as a layer sees it."""
 
     kv: PagedKVCache
-    tables: Mapping[Rope, tuple[nn.Tensor, nn.Tensor]] | None
-    """Cosine and sine of this step's positions; None where the cache rotates."""
+    tables: Mapping[Rope, tuple[nn.Tensor, ...]] | None
+    """Cosine and sine of this step's positions (``rotary.Table``); None where the cache rotates."""
     index: int = 0
     """Of this layer among those that keep the same kind of state."""
     memory: Memory | None = None

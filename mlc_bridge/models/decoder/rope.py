@@ -6,20 +6,24 @@
 their rate, those beyond ``high`` are interpolated, those between blend; ``llama3`` blends by turns
 within the trained length. yarn and ``longrope`` multiply cosine and sine by an amplitude. Pairs are
 halves (j, j + width/2), or neighbours (2 j, 2 j + 1) where ``interleaved``.
+
+``dynamic`` (NTK) stretches the base for a sequence of n tokens, more than the trained length:
+
+    theta(n) = theta g^(width / (width - 2)),    g = factor n / trained - (factor - 1)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mlc_bridge.packing import Array
 
-KINDS = ("linear", "llama3", "yarn")
+KINDS = ("linear", "llama3", "yarn", "dynamic")
 """What ``rope_of`` can make, beside the plain one."""
 
 
@@ -64,11 +68,18 @@ class Rope:
     lists: LongRope | None = None
     yarn: Yarn | None = None
     interleaved: bool = False
+    dynamic: tuple[float, int] | None = None
+    """Factor and trained length."""
+    before_norm: bool = False
+    """Queries and keys are rotated first, then normed."""
+    growth: tuple[float, int] | None = None
+    """(beta, n): queries at position p are multiplied by 1 + beta ln(1 + floor(p / n))."""
 
     @property
     def in_graph(self) -> bool:
         """Whether the runtime's cache, which rotates plainly, cannot do it."""
-        return self.lists is not None or self.yarn is not None or self.interleaved
+        more = (self.lists, self.yarn, self.dynamic, self.growth)
+        return self.interleaved or self.before_norm or any(kind is not None for kind in more)
 
     @property
     def amplitude(self) -> float:
@@ -111,10 +122,18 @@ def rope_of(
     if scaling is None or kind == "default":
         return plain
     if kind == "linear":
-        return Rope(theta, 1.0 / scaling["factor"], rotary_dim=width, interleaved=interleaved)
+        return replace(plain, scale=1.0 / scaling["factor"])
     if kind == "llama3":
-        return Rope(theta, scaling=frozen(scaling), rotary_dim=width, interleaved=interleaved)
-    return Rope(theta, rotary_dim=width, yarn=_yarn(theta, scaling, width), interleaved=interleaved)
+        return replace(plain, scaling=frozen(scaling))
+    if kind == "dynamic":
+        trained = scaling["original_max_position_embeddings"]
+        return replace(plain, dynamic=(scaling["factor"], trained))
+    return replace(plain, yarn=_yarn(theta, scaling, width))
+
+
+def stretched(theta: float, growth: float, width: int) -> float:
+    """The base whose slowest pair turns ``growth`` times more slowly, the fastest as before."""
+    return theta * growth ** (width / (width - 2))
 
 
 def _yarn(theta: float, scaling: Mapping[str, Any], width: int) -> Yarn:

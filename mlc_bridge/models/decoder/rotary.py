@@ -7,7 +7,8 @@
 long one beyond. As in Hugging Face every row of a call takes the list of its whole sequence, so a
 row must know how far its sequence reaches: the last position of the sequence in this call. What is
 cached keeps the list it was rotated with; a sequence that grows across the limit has to be read
-anew from its beginning, as Hugging Face's ``generate`` does.
+anew from its beginning, as Hugging Face's ``generate`` does. ``dynamic`` has a base for every
+length of a sequence beyond that of training, so its rows must know the same.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from mlc_bridge.models.decoder.layers import Expr
 from mlc_bridge.models.decoder.rope import Rope
 from mlc_bridge.packing import Array
 
-Table = tuple[nn.Tensor, nn.Tensor]
+Table = tuple[nn.Tensor, ...]
+"""Cosine and sine ``float32 [m, width / 2]``; then ``float32 [m]``, by which queries grow."""
 Reach = Callable[[nn.Tensor], nn.Tensor]
 """Positions ``int32 [m]`` -> for every row the last position of its sequence, ``int32 [m]``."""
 
@@ -98,27 +100,44 @@ def unbroken(positions: nn.Tensor) -> nn.Tensor:
 
 
 def rope_table(positions: nn.Tensor, reach: Reach, rope: Rope, head_dim: int) -> Table:
-    """Cosine and sine ``float32 [m, width / 2]`` at ``positions int32 [m]``."""
-    rates = rope.rates(head_dim)
-    if (lists := rope.lists) is None:
-        return _table([positions], rates, lambda i, *_: 0, rope.amplitude)
+    """Cosine and sine at ``positions int32 [m]``, and how queries grow where they do."""
+    rates, rows = rope.rates(head_dim), [positions]
+    if rope.lists is not None or rope.dynamic is not None:
+        rows.append(reach(positions))
+    table = _table(rows, rates, _rate(rope, 2 * rates.shape[1]), rope.amplitude)
+    return table if rope.growth is None else (*table, _growth(positions, *rope.growth))
 
-    def long(i: Expr, last: te.Tensor) -> Expr:
-        return tirx.Select(last[i] >= lists.trained, 1, 0)
 
-    return _table([positions, reach(positions)], rates, long, rope.amplitude)
+def _rate(rope: Rope, width: int) -> Callable[..., Expr]:
+    """(i, j, rates, last position of row i's sequence) -> the angle of pair j at position 1."""
+    if (lists := rope.lists) is not None:
+        return lambda i, j, rates, last: rates[tirx.Select(last[i] >= lists.trained, 1, 0), j]
+    if rope.dynamic is not None:
+        return _ntk(*rope.dynamic, width)
+    return lambda i, j, rates: rates[0, j]
+
+
+def _ntk(factor: float, trained: int, width: int) -> Callable[..., Expr]:
+    """rate[j] g^(-2 j / (width - 2)) for a row whose sequence has last + 1 tokens."""
+
+    def rate(i: Expr, j: Expr, rates: te.Tensor, last: te.Tensor) -> Expr:
+        tokens = tirx.max(_f32(last[i]) + 1.0, float(trained))
+        g = tokens * (factor / trained) - (factor - 1.0)
+        return rates[0, j] * tirx.exp(tirx.log(g) * _f32(j) * (-2.0 / (width - 2)))
+
+    return rate
 
 
 def _table(
-    rows: list[nn.Tensor], rates: Array, which: Callable[..., Expr], amplitude: float
+    rows: list[nn.Tensor], rates: Array, rate: Callable[..., Expr], amplitude: float
 ) -> Table:
-    """``which(row, ...)`` tells the list of a row in ``rates [lists, width / 2]``."""
+    """``rate(i, j, rates, ...)`` is the angle of row i's pair j at position 1."""
 
     def table(rates: te.Tensor, at: te.Tensor, *more: te.Tensor) -> list[te.Tensor]:
         def of(function: Callable[[Expr], Expr], name: str) -> te.Tensor:
             return te.compute(
                 (at.shape[0], rates.shape[1]),
-                lambda i, j: amplitude * function(_f32(at[i]) * rates[which(i, *more), j]),
+                lambda i, j: amplitude * function(_f32(at[i]) * rate(i, j, rates, *more)),
                 name=name,
             )
 
@@ -129,10 +148,22 @@ def _table(
     return cosine, sine
 
 
-def rotate(x: nn.Tensor, table: Table, rotated: int, *, interleaved: bool = False) -> nn.Tensor:
-    """``x [m, h, d]``: pairs of the first ``rotated`` heads turn by the table's angles."""
+def _growth(positions: nn.Tensor, beta: float, every: int) -> nn.Tensor:
+    def growth(at: te.Tensor) -> te.Tensor:
+        def of(i: Expr) -> Expr:
+            return 1.0 + beta * tirx.log(1.0 + _f32(tirx.floordiv(at[i], every)))
 
-    def rope(x: te.Tensor, cosine: te.Tensor, sine: te.Tensor) -> te.Tensor:
+        return te.compute(at.shape, of, name="growth")
+
+    return op.tensor_expr_op(growth, "growth", [positions])
+
+
+def rotate(
+    x: nn.Tensor, table: Table, heads: tuple[int, int], *, interleaved: bool = False
+) -> nn.Tensor:
+    """``x [m, h, d]``: pairs turn by the table's angles in the first heads, queries and keys."""
+
+    def rope(x: te.Tensor, cosine: te.Tensor, sine: te.Tensor, *growth: te.Tensor) -> te.Tensor:
         half = int(cosine.shape[1])
         apart = 1 if interleaved else half
 
@@ -141,8 +172,11 @@ def rotate(x: nn.Tensor, table: Table, rotated: int, *, interleaved: bool = Fals
             first = d % 2 == 0 if interleaved else d < half
             other = tirx.if_then_else(first, -_f32(x[i, h, d + apart]), _f32(x[i, h, d - apart]))
             value = _f32(x[i, h, d]) * cosine[i, angle] + other * sine[i, angle]
-            inside = tirx.all(h < rotated, d < 2 * half)
-            return tirx.if_then_else(inside, value.astype(x.dtype), x[i, h, d])
+            inside = tirx.all(h < sum(heads), d < 2 * half)
+            y = tirx.if_then_else(inside, value, _f32(x[i, h, d]))
+            if growth:
+                y = y * tirx.Select(h < heads[0], growth[0][i], 1.0)
+            return y.astype(x.dtype)
 
         return te.compute(x.shape, turned, name="rotate")
 

@@ -20,12 +20,12 @@ from mlc_bridge.models.decoder.hf_config import block_of
 HARMLESS = frozenset(
     """_attn_implementation _name_or_path add_cross_attention architectures attention_dropout
     attn_implementation auto_map bos_token_id chunk_size_feed_forward classifier_dropout
-    cross_attention_hidden_size decoder_start_token_id dtype embd_pdrop eos_token_id
-    embedding_dropout finetuning_task hidden_dropout id2label initializer_range is_decoder
-    is_encoder_decoder label2id model_type num_labels output_attentions output_hidden_states
-    output_router_logits pad_token_id prefix pretraining_tp problem_type quantization_config
-    resid_pdrop residual_dropout return_dict rope_theta router_aux_loss_coef router_jitter_noise
-    sep_token_id task_specific_params
+    cross_attention_hidden_size decoder_start_token_id dtype embd_pdrop eod_token_id
+    embedding_dropout eos_token_id finetuning_task hidden_dropout id2label initializer_range
+    is_decoder is_encoder_decoder label2id model_type num_labels output_attentions
+    output_hidden_states output_router_logits pad_token_id prefix pretraining_tp problem_type
+    quantization_config resid_pdrop residual_dropout return_dict rope_theta router_aux_loss_coef
+    router_jitter_noise sep_token_id task_specific_params
     tie_encoder_decoder tokenizer_class torch_dtype torchscript transformers_version
     transformers.js_config unsloth_fixed unsloth_version use_cache z_loss_coefficient
     do_sample max_length max_new_tokens min_p repetition_penalty temperature top_k top_p
