@@ -18,10 +18,10 @@ import torch
 import transformers
 from lib_runner import Lib
 from safetensors.numpy import save_file
+from thrift import quick_target, thrifty
 
 from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
 from mlc_bridge.compiler.pipeline import compile_module
-from mlc_bridge.compiler.target import host_target
 from mlc_bridge.models import Arch, ModelConfig, Weight
 from mlc_bridge.models.arch import own_scheme, parameters
 from mlc_bridge.schemes import Scheme
@@ -50,6 +50,7 @@ class Built:
         return np.random.default_rng(seed).integers(3, self.vocab, count).tolist()
 
 
+@thrifty()
 def build(
     checkpoint: Path, out: Path, quantization: str, without: tuple[str, ...] = (), **limits: int
 ) -> Built:
@@ -61,7 +62,7 @@ def build(
     arch, config, scheme = found.arch, found.config, found.scheme
     convert_weight(ConvertJob(checkpoint, out, quantization=quantization))
     write_config(out, arch, config, scheme)
-    target = host_target()
+    target = quick_target()
     unit = make_unit(make_plan(CompileJob(out)), target)
     for name in without:
         del unit.mod[name]
