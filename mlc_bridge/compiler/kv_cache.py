@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import tvm
 from tvm import relax, tirx
-from tvm.relax.frontend.nn.llm import kv_cache as tvm_kernels
 from tvm.target import Target
 
 from mlc_bridge.errors import CompileError
 from tir_schedules.cpu.attention import cpu_kv_cache_functions
+from tir_schedules.gpu.attention import Heads, gpu_kv_cache_functions, has_attention
 
 SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "sliding")
 PAGE = 16
@@ -164,30 +164,32 @@ def cpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]
 
 
 def gpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]:
-    """Name -> kernel in the constructor's order; TVM's own, which know no window and no cap."""
+    """Name -> kernel in the constructor's order."""
     pages, (theta, scale, scaling, rotary) = layout.pages, layout.rotation
+    heads = Heads(
+        pages.heads,
+        pages.kv_heads,
+        pages.head_dim,
+        layout.dtype,
+        layout.window,
+        pages.score_cap,
+        PAGE,
+    )
     for what, value in (("window", layout.window), ("score_cap", pages.score_cap)):
-        if value is not None:
+        if value is not None and not has_attention(heads, target):
             raise CompileError(
-                f"attention with a {what} has no CUDA kernels", todo="Compile for --device cpu"
+                f"attention with a {what} has no CUDA kernels for this",
+                found=f"{layout.dtype}, heads of {heads.d}, {target.attrs.get('arch')}",
+                expected="float16 or bfloat16, heads of a multiple of 16 (of 32 above 128, at most "
+                "256), sm_80 or newer",
+                todo="Quantize to a half type (q0f16), or compile for --device cpu",
             )
-    k = tvm_kernels
-    h, kv, d, dtype = pages.heads, pages.kv_heads, pages.head_dim, layout.dtype
-    last = (scaling, target)
-    return {
-        "append": k._kv_cache_transpose_append(kv, d, dtype),
-        "prefill_ragged": k._attention_prefill_ragged(kv, h, d, d, dtype, *last),
-        "prefill": k._attention_prefill(kv, h, d, dtype, False, *last),
-        "decode": k._attention_decode(kv, h, d, dtype, False, *last),
-        "prefill_sliding": k._attention_prefill(kv, h, d, dtype, True, *last),
-        "decode_sliding": k._attention_decode(kv, h, d, dtype, True, *last),
-        "prefill_tree_paged": k.tree_attn_with_paged_kv_cache(kv, h, d, dtype, *last),
-        "prefill_tree": k.tree_attn(kv, h, d, dtype, *last),
-        "merge_state": k._merge_state_inplace(h, d, dtype, target, "merge_state"),
-        "split_rotary": k.llama_rope_with_position_map(
-            theta, scale, d, h, kv, dtype, scaling, rotary
-        ),
-        "copy_page": k._copy_single_page(kv, PAGE, d, dtype, target),
-        "debug_get_kv": k._kv_cache_debug_get_kv(layout.layers, kv, d, dtype),
-        "compact": k._compact_kv_copy(kv, d, dtype, target),
-    }
+    return gpu_kv_cache_functions(
+        heads,
+        target,
+        num_layers=layout.layers,
+        rope_theta=theta,
+        rope_scale=scale,
+        rope_scaling=scaling,
+        rotary_dim=rotary,
+    )

@@ -106,6 +106,13 @@ template <typename T> Pair<T> __hmul2(Pair<T> a, Pair<T> b) {
 inline half __float2half_rn(float f) { return half(f); }
 inline nv_bfloat16 __float2bfloat16_rn(float f) { return nv_bfloat16(f); }
 
+inline __half2 __floats2half2_rn(float x, float y) { return {half(x), half(y)}; }
+inline nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {nv_bfloat16(x), nv_bfloat16(y)};
+}
+inline float __fdividef(float a, float b) { return a / b; }
+inline float exp2_near(float x) { float r = exp2f(x); return r < 1.17549435e-38f ? 0 : r; }
+
 template <typename T> std::enable_if_t<std::is_arithmetic_v<T>, T> min(T a, T b) { return b < a ? b : a; }
 template <typename T> std::enable_if_t<std::is_arithmetic_v<T>, T> max(T a, T b) { return a < b ? b : a; }
 
@@ -251,6 +258,35 @@ inline void copy_async_wait_0() { copy_async_wait(0); }
 inline void copy_async_wait_1() { copy_async_wait(1); }
 inline void copy_async_wait_2() { copy_async_wait(2); }
 inline void copy_async_wait_3() { copy_async_wait(3); }
+
+template <typename T> struct Given { T mine, out; int lane; };
+
+// Every lane gives a value and receives the one of the lane it names.
+template <typename T> T exchange(const char* name, T value, int lane) {
+  Given<T> mine{value, value, lane};
+  cpu::together(name, mine, [](Given<T>** lanes) {
+    for (int i = 0; i < 32; i++) lanes[i]->out = lanes[lanes[i]->lane & 31]->mine;
+  });
+  return mine.out;
+}
+template <typename T> T __shfl_xor_sync(unsigned, T value, int mask) {
+  static const char name[] = "shfl.xor";
+  return exchange(name, value, (cpu::current->number % 32) ^ mask);
+}
+template <typename T> T __shfl_sync(unsigned, T value, int lane) {
+  static const char name[] = "shfl";
+  return exchange(name, value, lane);
+}
+inline int __reduce_max_sync(unsigned, int value) {
+  static const char name[] = "reduce.max";
+  Given<int> mine{value, value, 0};
+  cpu::together(name, mine, [](Given<int>** lanes) {
+    int top = lanes[0]->mine;
+    for (int i = 1; i < 32; i++) top = max(top, lanes[i]->mine);
+    for (int i = 0; i < 32; i++) lanes[i]->out = top;
+  });
+  return mine.out;
+}
 
 struct Squares { unsigned* to; const void* row; };
 

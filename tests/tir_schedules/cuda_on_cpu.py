@@ -12,6 +12,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,32 +57,41 @@ class Program:
         self.func = module["main"]
         source = cuda_source(module, target)
         self.kernels = [
-            (name, [p.split()[-1] for p in parameters.split(", ")])
+            (name, [(*p.split()[:1], p.split()[-1]) for p in parameters.split(", ")])
             for name, parameters in KERNEL.findall(source)
         ]
         self.library = _compile(source, KERNEL.findall(source), folder, target)
 
-    def run(self, arrays: list[np.ndarray], rows: int, backwards: bool = False) -> None:
-        """Run on the function's arguments, `rows` being its one symbolic size if it has any."""
-        buffers = list(self.func.params)
-        named = {f"{b.name}_ptr": a for b, a in zip(buffers, arrays, strict=True)}
-        sizes = {v: rows for b in buffers for v in b.shape if isinstance(v, tirx.Var)}
-        _Host(self, named, sizes, backwards).walk(self.func.body)
+    def run(self, arguments: Sequence[Any], backwards: bool = False) -> None:
+        """Run on the function's arguments, arrays and numbers; sizes are read from the arrays."""
+        _Host(self, backwards).call(arguments)
 
 
 class _Host:
-    """The host's part of one call."""
+    """The host's part of one call: its names' values, decisions, workspaces and launches."""
 
-    def __init__(
-        self,
-        program: Program,
-        named: dict[str, np.ndarray],
-        sizes: dict,
-        backwards: bool,
-    ) -> None:
-        self.program, self.named, self.sizes = program, named, sizes
-        self.backwards, self.number = backwards, 0
-        self.numbers = {v.name: n for v, n in sizes.items()}
+    def __init__(self, program: Program, backwards: bool) -> None:
+        self.program, self.backwards, self.number = program, backwards, 0
+        self.arrays: dict[str, np.ndarray] = {}
+        self.numbers: dict[str, float] = {}
+        self.known: dict[Any, Any] = {}
+
+    def call(self, arguments: Sequence[Any]) -> None:
+        func = self.program.func
+        for param, given in zip(func.params, arguments, strict=True):
+            if isinstance(given, np.ndarray):
+                self.arrays[f"{param.name}_ptr"] = given
+                for extent, size in zip(param.shape, given.shape, strict=True):
+                    if isinstance(extent, tirx.Var):
+                        self.name(extent, size)
+                self.numbers[f"{param.name}_offset"] = 0
+            else:
+                self.name(param, given)
+        self.walk(func.body)
+
+    def name(self, var: Any, value: float) -> None:
+        kind = tirx.IntImm if isinstance(value, int) else tirx.FloatImm
+        self.known[var], self.numbers[var.name] = kind(str(var.ty), value), value
 
     def walk(self, s: Any, taken: bool = True) -> None:
         kind = type(s).__name__
@@ -94,6 +104,11 @@ class _Host:
             yes = bool(self.value(s.condition))
             self.walk(s.then_case, taken and yes)
             self.walk(s.else_case, taken and not yes)
+        elif kind == "Bind":
+            self.name(s.var, self.value(s.value))
+        elif kind == "AllocBuffer":
+            shape, dtype = [self.value(n) for n in s.buffer.shape], str(s.buffer.dtype)
+            self.arrays[f"{s.buffer.name}_ptr"] = np.full(shape, np.nan, dtype)
         elif kind == "For":
             self.number += 1
             if taken:
@@ -108,18 +123,17 @@ class _Host:
             loop = loop.body
         sizes = [extents.get(f"{k}Idx.{a}", 1) for k in ("block", "thread") for a in "xyz"]
         name, parameters = self.program.kernels[number]
-        arguments = [
-            self.named[p].ctypes.data_as(ctypes.c_void_p)
-            if p.endswith("_ptr")
-            else ctypes.c_int64(self.numbers[p])
-            for p in parameters
-        ]
+        arguments = [self.argument(*p) for p in parameters]
         launch = self.program.library[f"launch_{name}"]
         launch(*(ctypes.c_uint(v) for v in sizes), ctypes.c_int(self.backwards), *arguments)
 
+    def argument(self, kind: str, name: str) -> Any:
+        if name.endswith("_ptr"):
+            return self.arrays[name].ctypes.data_as(ctypes.c_void_p)
+        return (ctypes.c_float if kind == "float" else ctypes.c_int64)(self.numbers[name])
+
     def value(self, e: Any) -> int:
-        known = {v: tirx.IntImm(str(v.ty), n) for v, n in self.sizes.items()}
-        return int(tvm.sym.Analyzer().simplify(rebuild(e, known)))
+        return int(tvm.sym.Analyzer().simplify(rebuild(e, self.known)))
 
 
 def _compile(

@@ -40,7 +40,7 @@ def error(layer: Layer, rows: int, folder: Path, arch: str = "sm_80") -> float:
     outputs = []
     for backwards in (False, True):
         out = np.full(layer.expected.shape, np.nan, numpy_dtype(layer.out_dtype))
-        _PROGRAMS[key].run([*layer.inputs, out], rows, backwards)
+        _PROGRAMS[key].run([*layer.inputs, out], backwards)
         outputs.append(out.astype(np.float64))
     assert np.array_equal(*outputs)
     return float(np.abs(outputs[0] - layer.expected).max() / np.abs(layer.expected).max())

@@ -14,6 +14,9 @@ from linear_functions import awq, dense, group4
 from tvm.s_tir import dlight
 
 from tir_schedules import RULES
+from tir_schedules.gpu.attention_decode import decode
+from tir_schedules.gpu.attention_function import Heads
+from tir_schedules.gpu.attention_prefill import prefill_paged, prefill_ragged
 
 LAYERS = {
     "awq": awq(4, 4096, 4096, 128, epilogue="residual"),
@@ -23,6 +26,9 @@ LAYERS = {
     "float8": dense(4, 4096, 4096, "float8_e4m3fn", out_dtype="float16"),
     "float8_rows": dense(4, 4096, 4096, "bfloat16", epilogue="bias", stored="float8_e4m3fn"),
 }
+WIDE = Heads(8, 4, 256, "bfloat16", window=4096, cap=50.0)  # gemma2
+LONG = Heads(32, 8, 128, "float16")
+ATTENTION = {"decode": decode(LONG), "ragged": prefill_ragged(LONG), "wide": prefill_paged(WIDE)}
 LAUNCH = r"__launch_bounds__\((\d+)\) (\w+)"
 
 
@@ -41,13 +47,26 @@ def test_no_spills(arch: str, layers: list[str], tmp_path: Path) -> None:
     functions = {n: LAYERS[n].func.with_attr("global_symbol", n) for n in layers}
     with target:
         module = dlight.ApplyDefaultSchedule(*RULES(target))(tvm.IRModule(functions))
+    check(module, target, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs NVIDIA's compiler")
+@pytest.mark.parametrize(("arch", "names"), [("sm_80", ["wide"]), ("sm_90a", ["decode", "ragged"])])
+def test_attention_does_not_spill(arch: str, names: list[str], tmp_path: Path) -> None:
+    functions = {n: ATTENTION[n].with_attr("global_symbol", n) for n in names}
+    check(tvm.IRModule(functions), cuda_target(arch), tmp_path)
+
+
+def check(module: tvm.IRModule, target: tvm.target.Target, tmp_path: Path) -> None:
+    """Nothing spills, and the registers leave room for what the kernel's latencies need."""
+    arch, layers = target.attrs["arch"], {v.name_hint for v in module.get_global_vars()}
     source = tmp_path / "layers.cu"
     source.write_text(cuda_source(module, target))
     command = ["nvcc", "-w", f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "cubin"]
     done = subprocess.run([*command, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kernels = re.findall(r"Function properties for (\w+)\n(.*?)\n.*?Used (\d+) reg", done.stderr)
-    assert {re.sub(r"_kernel.*", "", name) for name, *_ in kernels} == set(layers)
+    assert {re.sub(r"_kernel.*", "", name) for name, *_ in kernels} == layers
     threads = {name: int(count) for count, name in re.findall(LAUNCH, source.read_text())}
     for name, memory, registers in kernels:
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in memory, name

@@ -24,6 +24,13 @@ from tvm.tirx.script.builder import ir as T
 
 WARP = 32
 HALF = ("float16", "bfloat16")
+_TYPES = {
+    "void": "void",
+    "unsigned int": "uint32",
+    "int": "int32",
+    "float": "float32",
+    "half": "float16",
+}
 _SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 
 
@@ -58,6 +65,10 @@ def barrier() -> None:
 
 def u32(value: int) -> ir.Expr:
     return tirx.IntImm("uint32", value)
+
+
+def _i32(value: int) -> ir.Expr:
+    return tirx.IntImm("int32", value)
 
 
 def address(buffer: ir.Var, indices: Sequence[ir.Expr | int]) -> ir.Expr:
@@ -139,6 +150,52 @@ def multiply_pair(dtype: str, a: ir.Expr, b: ir.Expr) -> ir.Expr:
     return _pair_operation(dtype, "mul", a, b)
 
 
+def pack_pair(dtype: str, low: ir.Expr, high: ir.Expr) -> ir.Expr:
+    """Two floats, rounded, as one register of half values."""
+    short = _SHORT[dtype]
+    vector, word = {
+        "f16": ("__half2", "__floats2half2_rn"),
+        "bf16": ("__nv_bfloat162", "__floats2bfloat162_rn"),
+    }[short]
+    body = f"""{vector} r = {word}(low, high);
+  return *(unsigned int*)&r;"""
+    return _call(f"pack_pair_{short}", "unsigned int", "float low, float high", body, low, high)
+
+
+def other_lane(value: ir.Expr, mask: int) -> ir.Expr:
+    """The float of lane `lane ^ mask`."""
+    body = "return __shfl_xor_sync(0xffffffffu, value, mask);"
+    return _call("other_lane", "float", "float value, int mask", body, value, _i32(mask))
+
+
+def of_lane(value: ir.Expr, lane: ir.Expr) -> ir.Expr:
+    """The float of one lane."""
+    body = "return __shfl_sync(0xffffffffu, value, lane);"
+    return _call("of_lane", "float", "float value, int lane", body, value, lane)
+
+
+def largest(value: ir.Expr) -> ir.Expr:
+    """The largest int32 of the warp."""
+    body = "return __reduce_max_sync(0xffffffffu, value);"
+    return _call("largest", "int", "int value", body, value)
+
+
+def exp2(value: ir.Expr) -> ir.Expr:
+    """2**value by the special function unit, within 2 ulp; denormal results are zero."""
+    body = """float r;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(value));
+  return r;"""
+    return _call("exp2_near", "float", "float value", body, value)
+
+
+def soft_cap(value: ir.Expr, cap: float) -> ir.Expr:
+    """cap tanh(value / cap), as cap (1 - 2 / (1 + e**(2 value / cap)))."""
+    rise = exp2(value * tirx.FloatImm("float32", 2 * 1.4426950408889634 / cap))
+    body = "return cap - __fdividef(cap + cap, 1.0f + rise);"
+    cap = tirx.FloatImm("float32", cap)
+    return _call("soft_cap", "float", "float cap, float rise", body, cap, rise)
+
+
 def half_of(dtype: str, code: ir.Expr) -> ir.Expr:
     """The float16 that a float8 code (uint8) stands for; before sm_89 by its bits.
 
@@ -175,5 +232,5 @@ def _asm(line: str) -> str:
 
 def _call(name: str, returns: str, parameters: str, body: str, *arguments: ir.Expr) -> ir.Expr:
     source = f"\n__device__ __forceinline__ {returns} {name}({parameters}) {{\n  {body}\n}}\n"
-    dtype = {"void": "void", "unsigned int": "uint32", "half": "float16"}[returns]
+    dtype = _TYPES[returns]
     return cuda_func_call(name, *arguments, source_code=source, return_type=dtype)
