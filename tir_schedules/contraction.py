@@ -51,6 +51,13 @@ class Contraction:
     k_var: ir.Var
     finish: Callable[[ir.Expr, ir.Expr, ir.Expr], tuple[ir.Var, list[ir.Expr], ir.Expr]]
     out_dtype: str
+    most: ir.Expr | None = None
+    """The most rows there can be, where `rows` is known only inside the function."""
+
+    @property
+    def room(self) -> ir.Expr:
+        """Rows that buffers are made for."""
+        return self.rows if self.most is None else self.most
 
     def fixed_rows(self) -> int | None:
         """The number of rows when it is known at compile time."""
@@ -87,10 +94,10 @@ def find(func: tirx.PrimFunc) -> Contraction | None:
     if blocks is None or len(sums) != 1 or blocks[0] is not sums[0] or len(blocks) > 2:
         return None
     found = _contraction(func, sums[0], blocks[1] if len(blocks) == 2 else None)
-    return found if found is not None and _can_be_copied(found) else None
+    return found if found is not None and can_be_copied(found) else None
 
 
-def _can_be_copied(c: Contraction) -> bool:
+def can_be_copied(c: Contraction) -> bool:
     """Does `rebuild` know every expression of the layer?"""
     zero = c.const(0)
     try:
@@ -152,7 +159,7 @@ def _plain(nest: tirx.Stmt) -> Block | None:
 
 
 def _contraction(func: tirx.PrimFunc, total: Block, last: Block | None) -> Contraction | None:
-    product = _product(total)
+    product = product_of(total)
     if product is None or sum(total.reduces) != 1:
         return None
     spatial = [v for v, r in zip(total.axes, total.reduces, strict=True) if not r]
@@ -177,7 +184,7 @@ def _contraction(func: tirx.PrimFunc, total: Block, last: Block | None) -> Contr
     def at(r: ir.Expr) -> dict[ir.Var, ir.Expr]:
         return dict(zip(lead, unravel(r, [extent[v] for v in lead]), strict=True))
 
-    finish = _finish(total, last, lead, at)
+    finish = finisher(total, last, lead, at)
     if finish is None:
         return None
     return Contraction(
@@ -189,7 +196,7 @@ def _contraction(func: tirx.PrimFunc, total: Block, last: Block | None) -> Contr
         x=lambda r, k: strip_casts(rebuild(x, {**at(r), k_var: k})),
         x_dtype=str(strip_casts(x).ty),
         weight=strip_casts(weight),
-        weight_dtype=_before_float32(weight),
+        weight_dtype=before_float32(weight),
         n_var=n_var,
         k_var=k_var,
         finish=finish,
@@ -197,7 +204,7 @@ def _contraction(func: tirx.PrimFunc, total: Block, last: Block | None) -> Contr
     )
 
 
-def _product(total: Block) -> tuple[ir.Expr, ir.Expr] | None:
+def product_of(total: Block) -> tuple[ir.Expr, ir.Expr] | None:
     """The factors of `out[...] = out[...] + cast(a) * cast(b)`."""
     value = total.store.value
     if not isinstance(value, prim.Add) or not isinstance(value.a, TensorLoad):
@@ -208,7 +215,7 @@ def _product(total: Block) -> tuple[ir.Expr, ir.Expr] | None:
     return (factors.a, factors.b) if isinstance(factors, prim.Mul) else None
 
 
-def _before_float32(e: ir.Expr) -> str:
+def before_float32(e: ir.Expr) -> str:
     """The type of a factor before it is widened for the product."""
     while isinstance(e, prim.Cast) and str(e.ty) == "float32":
         e = e.value
@@ -241,7 +248,7 @@ def unravel(flat: ir.Expr, shape: list[ir.Expr]) -> list[ir.Expr]:
     return out[::-1]
 
 
-def _finish(
+def finisher(
     total: Block, last: Block | None, lead: list[ir.Var], at: Callable
 ) -> Callable[[ir.Expr, ir.Expr, ir.Expr], tuple[ir.Var, list[ir.Expr], ir.Expr]] | None:
     """How the sum becomes the stored value, or `None` when the last block moves elements."""

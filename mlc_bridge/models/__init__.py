@@ -6,25 +6,30 @@ from mlc_bridge.models.arch import Arch, ModelConfig, Weight
 from mlc_bridge.models.cohere import COHERE
 from mlc_bridge.models.cohere2 import COHERE2
 from mlc_bridge.models.ernie4_5 import ERNIE4_5
+from mlc_bridge.models.ernie4_5_moe import ERNIE4_5_MOE
 from mlc_bridge.models.exaone4 import EXAONE4
 from mlc_bridge.models.gemma import GEMMA
 from mlc_bridge.models.gemma2 import GEMMA2
 from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
 from mlc_bridge.models.glm4 import GLM4
+from mlc_bridge.models.glm4_moe import GLM4_MOE
 from mlc_bridge.models.granite import GRANITE
 from mlc_bridge.models.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from mlc_bridge.models.internlm3 import INTERNLM3
 from mlc_bridge.models.lfm2 import LFM2
 from mlc_bridge.models.lfm2_moe import LFM2_MOE
 from mlc_bridge.models.llama import LLAMA
+from mlc_bridge.models.mellum import MELLUM
 from mlc_bridge.models.ministral3 import MINISTRAL3
 from mlc_bridge.models.mistral import MISTRAL
 from mlc_bridge.models.mixtral import MIXTRAL
 from mlc_bridge.models.nemotron import NEMOTRON
 from mlc_bridge.models.olmo2 import OLMO2
 from mlc_bridge.models.olmo3 import OLMO3
+from mlc_bridge.models.olmoe import OLMOE
 from mlc_bridge.models.phi3 import PHI3
 from mlc_bridge.models.qwen2 import QWEN2
+from mlc_bridge.models.qwen2_moe import QWEN2_MOE
 from mlc_bridge.models.qwen3 import QWEN3
 from mlc_bridge.models.qwen3_5_moe_text import QWEN3_5_MOE_TEXT
 from mlc_bridge.models.qwen3_5_text import QWEN3_5_TEXT
@@ -67,6 +72,11 @@ MODELS: Table[Arch] = table(
     HUNYUAN_V1_DENSE,
     INTERNLM3,
     MINISTRAL3,
+    QWEN2_MOE,
+    GLM4_MOE,
+    ERNIE4_5_MOE,
+    OLMOE,
+    MELLUM,
 )
 
 __all__ = ["MODELS", "Arch", "ModelConfig", "Weight"]

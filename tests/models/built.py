@@ -25,6 +25,7 @@ from mlc_bridge.compiler.pipeline import compile_module
 from mlc_bridge.models import Arch, ModelConfig, Weight
 from mlc_bridge.models.arch import own_scheme, parameters
 from mlc_bridge.schemes import Scheme
+from mlc_bridge.sources import Checkpoint
 from mlc_bridge.stages.compile import CompileJob, make_plan, make_unit
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 from mlc_bridge.stages.recognise import recognise
@@ -101,9 +102,11 @@ def write_decoded(
 ) -> Path:
     """A float32 Hugging Face checkpoint that holds what the artifact holds."""
     state = {}
+    original = Checkpoint.open(checkpoint)
     for weight in arch.weights(config):
         if weight.role == "plain":
-            state[weight.sources[0]] = cache.array(weight.path).astype(np.float32)
+            source = weight.sources[0]
+            state[source] = cache.array(weight.path).reshape(original.shape(source))
             continue
         stack = decoded(weight, config, scheme, cache)
         for number, full in enumerate(stack):

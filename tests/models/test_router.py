@@ -84,6 +84,12 @@ def test_equal_scores() -> None:
     np.testing.assert_allclose(share, 1 / CHOSEN, rtol=1e-6)
 
 
+def test_not_a_number_reads_no_foreign_memory() -> None:
+    chosen, _ = _ours(Router(CHOSEN, True), np.full((2, COUNT), np.nan, "float32"), None)
+    assert chosen.min() >= 0
+    assert chosen.max() < COUNT
+
+
 def _config(settings: dict[str, Any]) -> Any:
     sizes = {
         "hidden_size": COUNT,

@@ -88,6 +88,7 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+SPARSE = {"num_experts_per_tok": 3, "moe_intermediate_size": 128}
 # Decoders that MLC LLM does not know: compared in float32, in ``test_classic.py``.
 CLASSIC: dict[str, dict[str, Any]] = {
     "seed_oss": {"attention_out_bias": True, "mlp_bias": True, "rope_parameters": YARN},
@@ -142,6 +143,29 @@ CLASSIC: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 20,
     },
     "ministral3": {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5}},
+    "qwen2_moe": {
+        **SPARSE,
+        "num_experts": 8,
+        "shared_expert_intermediate_size": 128,
+        "mlp_only_layers": [0],
+        "norm_topk_prob": True,
+    },
+    "glm4_moe": {
+        **SPARSE,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "num_mtp_layers": 0,
+    },
+    "ernie4_5_moe": {
+        "moe_intermediate_size": 128,
+        "moe_num_experts": 8,
+        "moe_k": 3,
+        "moe_layer_start_index": 1,
+    },
 }
 # With recurrent layers; compared in ``test_hybrids.py``.
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 3}
@@ -194,6 +218,18 @@ SAME_PARTS: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"],
         **SHARED_EXPERT,
     },
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
+    "mellum": {
+        **SPARSE,
+        "num_experts": 8,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "mlp_layer_types": ["sparse", "dense"],
+        "rope_parameters": {
+            "full_attention": YARN,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
 }
 
 
@@ -205,7 +241,7 @@ def save(name: str, directory: Path) -> Path:
     torch.manual_seed(len(name))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for key, tensor in model.named_parameters():
+        for key, tensor in model.state_dict().items():
             if "norm" in key or key.endswith("bias"):  # ones and zeros show nothing
                 tensor.normal_(std=0.2).add_(0.0 if key.endswith("bias") else 0.7)
             elif "conv" in key and tensor.ndim == 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,15 +64,19 @@ def test_every_function_is_there_once(mixtral: list[KernelChoice]) -> None:
     assert not any(c.products for c in mixtral if c.rule != "Fallback")
 
 
-def test_fallback_over_many_products_is_a_note(mixtral: list[KernelChoice]) -> None:
-    """Per token two experts of 2 * 1024 times 512 weights; the router's few are no cliff."""
-    slow = [c for c in mixtral if c.rule == "Fallback" and c.layers == (EXPERTS,)]
-    assert {c.products for c in slow} == {2 * 2 * 1024 * 512}
-    assert all("Linear: no single sum of x[r, k] * W[n, k] over k" in c.why_not for c in slow)
-    notes = cliffs(mixtral)
-    assert [note.split(":")[0] for note in notes] == [
-        f"no kernel fits {EXPERTS}",
-        "no kernel fits model.layers.*.moe.e2",
-    ]
-    assert "2,097,152 products a row are left to Fallback" in notes[0]
-    assert cliffs(c for c in mixtral if c.function.startswith("router")) == ()
+def test_experts(mixtral: list[KernelChoice]) -> None:
+    """The kernels of a linear layer, and no cliff; the router's few products are none."""
+    found = [c for c in mixtral if c.layers == (EXPERTS,)]
+    assert {(c.rule, c.n, c.k) for c in found} == {("Experts", 2 * 1024, 512)}
+    few, many = "group4_gemv vpmaddwd x8", "int16_gemm vpmaddwd x8"
+    assert {"up to 16": few, "more": many} in [dict(c.kernels) for c in found]
+    assert {"1": few} in [dict(c.kernels) for c in found]
+    assert cliffs(mixtral) == ()
+
+
+def test_fallback_over_many_products_is_a_note() -> None:
+    slow = KernelChoice("f", "Fallback", (EXPERTS,), why_not=("Rows: no",), products=2_000_000)
+    few = replace(slow, products=1000)
+    assert cliffs([slow, few]) == (
+        f"no kernel fits {EXPERTS}: 2,000,000 products a row are left to Fallback (f; Rows: no)",
+    )

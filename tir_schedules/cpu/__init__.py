@@ -6,12 +6,14 @@ One file per kernel shape; linear layers first because they are recognised most 
 from __future__ import annotations
 
 from ..rule import Rule
+from .experts import Experts
 from .fallback import Fallback
 from .linear import Linear
 from .rows import Rows
 
 RULES: tuple[Rule, ...] = (
     Linear(),
+    Experts(),
     Rows(),
     Fallback(),
 )

@@ -59,7 +59,7 @@ class BfloatRows:
     def alloc(c: Contraction, pairing: Pairing) -> BfloatRows:
         """A buffer for all rows at the builder's current place."""
         squares = -(-c.k // RUN)
-        lines = T.bind(simd.ceil_div(c.rows, ROWS) * (ROWS * squares))
+        lines = simd.ceil_div(c.room, ROWS) * (ROWS * squares)
         pairs = T.alloc_buffer((lines, c.const(LANES)), "int32")
         return BfloatRows(pairs, squares, [column for pair in pairing for column in pair])
 

@@ -60,7 +60,7 @@ class PairWeight(Protocol):
 def emit_int16_gemm(c: Contraction, weight: PairWeight, unit: VectorUnit) -> None:
     """Emit the layer at the builder's current place."""
     lanes = unit.lanes
-    x = PairRows.alloc(c, c.rows, weight.group, lanes, weight.pairing)
+    x = PairRows.alloc(c, c.room, weight.group, lanes, weight.pairing)
     x.fill(c, c.rows, parallel=True)
     columns = CODES * lanes
     blocks = -(-c.n // columns)

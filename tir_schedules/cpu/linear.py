@@ -36,8 +36,7 @@ class Linear:
         layer = find(func)
         if layer is None:
             return Claim(contradicts=(NO_LAYER,))
-        unit = VectorUnit.of(target).at_least(CODES)  # channels of an AutoAWQ word
-        return _Choice(layer, unit).claim()
+        return claim_of_layer(layer, target)
 
     def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> s_tir.Schedule | None:
         """Return the layer with a new body, or `None` when `func` is no linear layer."""
@@ -49,6 +48,12 @@ class Linear:
             T.writes([])
             emit_by_rows(claim.layer, claim.kernels)
         return s_tir.Schedule(func.with_body(builder.get()))
+
+
+def claim_of_layer(layer: Contraction, target: Target) -> Claim:
+    """The kernels for `layer`, by number of rows."""
+    unit = VectorUnit.of(target).at_least(CODES)  # channels of an AutoAWQ word
+    return _Choice(layer, unit).claim()
 
 
 @dataclass

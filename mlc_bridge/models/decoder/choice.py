@@ -43,7 +43,9 @@ def route(router: Router, scores: te.Tensor, *correction: te.Tensor) -> tuple[te
     pool = _corrected(p, *correction) if correction else p
     pool = _in_best_groups(pool, router) if router.best_groups < router.groups else pool
     rank = _rank(pool, "rank")
-    chosen = _of_rank(rank, router.chosen, lambda t, e: e.astype("int32"), "chosen", "int32")
+    found = _of_rank(rank, router.chosen, lambda t, e: e.astype("int32"), "found", "int32")
+    last = int(scores.shape[1]) - 1  # NaN is ahead of nothing: no rank is whose it should be
+    chosen = te.compute(found.shape, lambda *i: tirx.min(found(*i), last), name="chosen")
     picked = _of_rank(rank, router.chosen, lambda t, e: p[t, e], "picked", "float32")
     return chosen, _shares(picked, router)
 

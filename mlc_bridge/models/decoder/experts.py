@@ -24,10 +24,12 @@ DOWN: Path = ("mlp.moe_down_proj", "mlp.experts.{}.down_proj")
 SHARED = "shared_"
 
 
-def shared_mlp(inner: int, path: str, activation: Activation = "silu") -> Gated:
+def shared_mlp(
+    inner: int, path: str, activation: Activation = "silu", *, bias: bool = False
+) -> Gated:
     """The gated MLP at ``path``, under the names that MLC gives it."""
     gate_up = tuple(f"{path}.{part}_proj" for part in ("gate_up", "gate", "up"))
-    return Gated(inner, activation, gate_up=gate_up, down=(f"{path}.down_proj",) * 2)
+    return Gated(inner, activation, bias, gate_up=gate_up, down=(f"{path}.down_proj",) * 2)
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,13 @@ class Experts:
         from tvm.relax.frontend.nn import op
 
         from mlc_bridge.models.decoder.layers import gated
+        from mlc_bridge.models.decoder.mixture import combined
 
+        b, s, hidden = x.shape
         chosen, share = self.router.emit(block, x)
-        inner = gated(block["expert_gate_up"](x, chosen), self.activation)
-        y = op.reshape(block["expert_down"].combine(inner, chosen, share), x.shape)
+        both = block["expert_gate_up"](op.reshape(x, (b * s, hidden)), chosen)
+        each = block["expert_down"](gated(both, self.activation), chosen, "float32")
+        y = op.reshape(combined(each, share, x.dtype), x.shape)
         return y if self.shared is None else y + self._shared(block, x, step)
 
     def _shared(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:

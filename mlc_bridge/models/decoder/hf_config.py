@@ -155,20 +155,18 @@ def local_layers(hf: HF, every: int) -> None:
 def layer_types(hf: HF, every: int) -> list[str]:
     """As given; else every ``every``-th layer global (1: all are) and the others local."""
     layers = integer(hf, "num_hidden_layers")
-    kinds = hf.get("layer_types") or [
-        FULL if (i + 1) % every == 0 else LOCAL for i in range(layers)
-    ]
-    return kinds_of_layers(hf, kinds, (FULL, LOCAL))
+    usual = [FULL if (i + 1) % every == 0 else LOCAL for i in range(layers)]
+    return kinds_of_layers(hf, hf.get("layer_types") or usual, (FULL, LOCAL))
 
 
-def kinds_of_layers(hf: HF, kinds: Iterable[str], known: Iterable[str]) -> list[str]:
+def kinds_of_layers(
+    hf: HF, kinds: Iterable[str], known: Iterable[str], key: str = "layer_types"
+) -> list[str]:
     """``kinds`` when it names a known one for every layer."""
     found = list(kinds)
     if len(found) != integer(hf, "num_hidden_layers") or not set(known) >= set(found):
         raise ConfigError(
-            "layer_types: one known kind for every layer",
-            found=found,
-            expected=" or ".join(known),
+            f"{key}: one known kind for every layer", found=found, expected=" or ".join(known)
         )
     return found
 

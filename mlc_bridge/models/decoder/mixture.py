@@ -1,7 +1,7 @@
 """The experts of a mixture: linear layers whose weight depends on the token.
 
-    y[t, c, n] = sum_k x[t, k] W[chosen[t, c]][n, k]                     ``ExpertLinear``
-    y[t, n]    = sum_c share[t, c] sum_k x[t, c, k] W[chosen[t, c]][n, k]  ``ExpertLinear.combine``
+    y[t, c, n] = sum_k x[t, c, k] W[chosen[t, c]][n, k]       ``ExpertLinear``
+    z[t, n]    = sum_c share[t, c] y[t, c, n]                 ``combined``
 
 The experts' parameters are stacked: every array of the scheme has the expert as its first axis. The
 weight's element is the scheme's own ``dequantize`` expression, read through a view of one expert,
@@ -11,6 +11,8 @@ so that any scheme works here and no dequantized copy of the experts exists.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any
 
 import tvm_ffi
@@ -26,46 +28,23 @@ OPAQUE = {"op_pattern": 8}
 class ExpertLinear(Layer):
     """``count`` matrices ``[n, k]``; ``chosen int32 [m, c]`` names those of every token."""
 
-    def forward(self, x: nn.Tensor, chosen: nn.Tensor) -> nn.Tensor:
-        """``x [b, s, k] -> [m, c, n]`` with m = b * s."""
+    def forward(self, x: nn.Tensor, chosen: nn.Tensor, out_dtype: str | None = None) -> nn.Tensor:
+        """``x [m, k]`` or ``[m, c, k] -> [m, c, n]``."""
+        every_slot = x.ndim == 2
 
         def experts(x: te.Tensor, chosen: te.Tensor, *stored: te.Tensor) -> te.Tensor:
             weight, rows, k = self._weight(stored)
-            y = te.compute(
-                (*chosen.shape, rows),
-                lambda t, c, n: te.sum(_f32(x[t, k]) * weight(chosen[t, c], n, k), axis=k),
-                name="experts",
-            )
-            return te.compute(y.shape, lambda *i: y(*i).astype(x.dtype), name="cast")
 
-        b, s, width = x.shape
-        x = op.reshape(x, (b * s, width))
+            def product(t: Expr, c: Expr, n: Expr) -> Expr:
+                value = x[t, k] if every_slot else x[t, c, k]
+                return te.sum(_f32(value) * weight(chosen[t, c], n, k), axis=k)
+
+            y = te.compute((*chosen.shape, rows), product, name="experts")
+            return te.compute(y.shape, lambda *i: y(*i).astype(out_dtype or x.dtype), name="cast")
+
         args = [x, chosen, *self.stored().values()]
         y = op.tensor_expr_op(experts, "experts", args, attrs=OPAQUE)
         return _plus_bias(y, chosen, self.bias) if "bias" in self.specs else y
-
-    def combine(self, x: nn.Tensor, chosen: nn.Tensor, share: nn.Tensor) -> nn.Tensor:
-        """``x [m, c, k] -> [m, n]``, the experts' outputs added by ``share float32 [m, c]``."""
-
-        def combined(
-            x: te.Tensor, chosen: te.Tensor, share: te.Tensor, *stored: te.Tensor
-        ) -> te.Tensor:
-            weight, rows, k = self._weight(stored)
-            c = te.reduce_axis((0, chosen.shape[1]), name="c")
-
-            def product(t: Expr, n: Expr) -> Expr:
-                return share[t, c] * _f32(x[t, c, k]) * weight(chosen[t, c], n, k)
-
-            y = te.compute(
-                (chosen.shape[0], rows),
-                lambda t, n: te.sum(product(t, n), axis=[c, k]),
-                name="combined",
-            )
-            return te.compute(y.shape, lambda *i: y(*i).astype(x.dtype), name="cast")
-
-        args = [x, chosen, share, *self.stored().values()]
-        y = op.tensor_expr_op(combined, "experts_combined", args, attrs=OPAQUE)
-        return _plus_bias(y, chosen, self.bias, share) if "bias" in self.specs else y
 
     def _weight(self, stored: tuple[te.Tensor, ...]) -> tuple[Callable[..., Expr], int, Expr]:
         """float32 element (expert, n, k), number of rows, and the reduction axis k."""
@@ -104,25 +83,31 @@ class _OneExpert:
         return self[index]
 
 
-def _plus_bias(y: nn.Tensor, chosen: nn.Tensor, bias: nn.Tensor, *share: nn.Tensor) -> nn.Tensor:
-    """Adds ``bias [e, n]`` of the chosen expert to ``y [m, c, n]``; with shares their sum."""
+def _plus_bias(y: nn.Tensor, chosen: nn.Tensor, bias: nn.Tensor) -> nn.Tensor:
+    """``y [m, c, n]`` and the ``bias [e, n]`` of the chosen expert."""
 
-    def each(y: te.Tensor, chosen: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    def biased(y: te.Tensor, chosen: te.Tensor, bias: te.Tensor) -> te.Tensor:
         def value(t: Expr, c: Expr, n: Expr) -> Expr:
             return y[t, c, n] + bias[chosen[t, c], n].astype(y.dtype)
 
         return te.compute(y.shape, value, name="biased")
 
-    def summed(y: te.Tensor, chosen: te.Tensor, bias: te.Tensor, share: te.Tensor) -> te.Tensor:
-        c = te.reduce_axis((0, chosen.shape[1]), name="c")
-        total = te.compute(
-            y.shape,
-            lambda t, n: te.sum(share[t, c] * _f32(bias[chosen[t, c], n]), axis=c),
-            name="bias",
-        )
-        return te.compute(y.shape, lambda t, n: (_f32(y[t, n]) + total[t, n]).astype(y.dtype))
+    return op.tensor_expr_op(biased, "experts_bias", [y, chosen, bias])
 
-    return op.tensor_expr_op(summed if share else each, "experts_bias", [y, chosen, bias, *share])
+
+def combined(y: nn.Tensor, share: nn.Tensor, dtype: str) -> nn.Tensor:
+    """``y float32 [m, c, n]`` added up by ``share float32 [m, c]`` -> ``[m, n]``."""
+
+    def combine(y: te.Tensor, share: te.Tensor) -> te.Tensor:
+        m, slots, n = y.shape
+
+        def total(t: Expr, j: Expr) -> Expr:
+            terms = (share[t, c] * y[t, c, j] for c in range(int(slots)))
+            return reduce(add, terms).astype(dtype)
+
+        return te.compute((m, n), total, name="combined")
+
+    return op.tensor_expr_op(combine, "experts_combined", [y, share])
 
 
 def opened(y: nn.Tensor, gate: nn.Tensor) -> nn.Tensor:

@@ -1,4 +1,4 @@
-"""What Qwen 2, Qwen 3 and Qwen 3 MoE share: config fields and the fused ``c_attn``."""
+"""What Qwen 2, Qwen 3 and their mixtures share: config fields and the fused ``c_attn``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,42 @@ class Qwen3Config(QwenConfig):
 
     attention_bias: bool = False
     weight_block_size: list[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeFields(DecoderConfig):
+    """``decoder_sparse_step``: every so many layers have experts, but ``mlp_only_layers``."""
+
+    moe_intermediate_size: int
+    num_experts_per_tok: int
+    num_experts: int
+    decoder_sparse_step: int = 1
+    norm_topk_prob: bool = False
+    mlp_only_layers: tuple[int, ...] = ()
+
+    @property
+    def sparse(self) -> tuple[bool, ...]:
+        """Whether each layer has experts."""
+        step, dense = self.decoder_sparse_step, self.mlp_only_layers
+        return tuple(i not in dense and (i + 1) % step == 0 for i in range(self.num_hidden_layers))
+
+    def asdict(self) -> dict[str, Any]:
+        """MLC's block; it knows no ``mlp_only_layers``."""
+        block = super().asdict()
+        dense = list(block.pop("mlp_only_layers"))
+        return {**block, "mlp_only_layers": dense} if dense else block
+
+
+def moe_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``MoeFields`` beyond those of a decoder."""
+    return {
+        "moe_intermediate_size": hf_config.integer(flat, "moe_intermediate_size"),
+        "num_experts_per_tok": hf_config.integer(flat, "num_experts_per_tok"),
+        "num_experts": hf_config.integer(flat, "num_experts", "num_local_experts"),
+        "decoder_sparse_step": hf_config.integer(flat, "decoder_sparse_step", default=1),
+        "norm_topk_prob": bool(flat.get("norm_topk_prob", False)),
+        "mlp_only_layers": tuple(flat.get("mlp_only_layers") or ()),
+    }
 
 
 def qwen_fields(flat: Mapping[str, Any], largest_chunk: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ HARMLESS = frozenset(
     tie_encoder_decoder tokenizer_class torch_dtype torchscript transformers_version
     transformers.js_config unsloth_fixed unsloth_version use_cache z_loss_coefficient
     do_sample max_length max_new_tokens min_p repetition_penalty temperature top_k top_p
+    num_nextn_predict_layers mtp_layer_types mtp_mlp_layer_types
     float_layers split_layers linear_layers layer_schemes model_config text_config
     compression_config quantize""".split()  # noqa: SIM905
 )
