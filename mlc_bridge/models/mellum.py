@@ -78,7 +78,7 @@ class Mellum(DecoderFamily):
             mlp_layer_types=hf_config.kinds_of_layers(
                 flat, flat.get("mlp_layer_types") or usual, (DENSE, SPARSE), "mlp_layer_types"
             ),
-            rope_local_base_freq=hf_config.local_theta(flat),
+            rope_local_base_freq=hf_config.local_theta(flat, flat.get("rope_theta") or 10_000),
             moe_intermediate_size=hf_config.integer(flat, "moe_intermediate_size"),
             num_experts=hf_config.integer(flat, "num_experts", "num_local_experts"),
             num_experts_per_tok=hf_config.integer(flat, "num_experts_per_tok"),

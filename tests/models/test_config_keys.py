@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import CLASSIC, HYBRIDS, SAME_PARTS, SHARED, YARN
+from tiny import CLASSIC, HYBRIDS, MIXED, SAME_PARTS, SHARED, YARN
 from tiny import MODELS as TINY
 
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.decoder.settings import HARMLESS, MATHS
 
-FIELDS = {name: {**SHARED, **own} for name, own in (TINY | CLASSIC | HYBRIDS | SAME_PARTS).items()}
+FAMILIES = TINY | CLASSIC | HYBRIDS | SAME_PARTS | MIXED
+FIELDS = {name: {**SHARED, **own} for name, own in FAMILIES.items()}
 TINY_ONES = [name for name in FIELDS if name in MODELS]
 
 

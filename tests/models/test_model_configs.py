@@ -196,8 +196,6 @@ def test_longrope_that_cannot_be() -> None:
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window"),
         ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type"),
         ("mixtral", {"num_experts_per_tok": None}, "num_experts_per_tok"),
-        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
-        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
         ("gemma2", {"layer_types": ["full_attention", "full_attention"]}, "layer_types"),
         ("gemma2", {"hidden_activation": "silu"}, "hidden_activation"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),

@@ -218,6 +218,9 @@ SAME_PARTS: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"],
         **SHARED_EXPERT,
     },
+}
+# Mixtures of parts that others of this file show; nothing is compiled.
+MIXED: dict[str, dict[str, Any]] = {
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
     "mellum": {
         **SPARSE,
@@ -235,7 +238,7 @@ SAME_PARTS: dict[str, dict[str, Any]] = {
 
 def save(name: str, directory: Path) -> Path:
     """Write the checkpoint of that name in float32, as transformers saves it."""
-    fields = {**SHARED, **(MODELS | CLASSIC | HYBRIDS | SAME_PARTS)[name]}
+    fields = {**SHARED, **(MODELS | CLASSIC | HYBRIDS | SAME_PARTS | MIXED)[name]}
     kind = fields.pop("model_type", name)
     config = transformers.AutoConfig.for_model(kind, **fields)
     torch.manual_seed(len(name))
@@ -246,8 +249,5 @@ def save(name: str, directory: Path) -> Path:
                 tensor.normal_(std=0.2).add_(0.0 if key.endswith("bias") else 0.7)
             elif "conv" in key and tensor.ndim == 3:
                 tensor.normal_(std=0.5)
-        for key, buffer in model.named_buffers():
-            if "bias" in key:  # a router's correction
-                buffer.normal_(std=0.2)
     model.save_pretrained(directory)
     return directory

@@ -25,7 +25,7 @@ _spec = importlib.util.spec_from_file_location(
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
 
-TINY = tiny.MODELS | tiny.CLASSIC
+TINY = tiny.MODELS | tiny.CLASSIC | tiny.MIXED
 NAMES = sorted(TINY)
 
 
@@ -38,7 +38,8 @@ def awq(request, tmp_path_factory):
 
 
 def test_every_architecture_is_here():
-    kinds = {fields.get("model_type", name) for name, fields in TINY.items()}
+    every = TINY | tiny.HYBRIDS | tiny.SAME_PARTS
+    kinds = {fields.get("model_type", name) for name, fields in every.items()}
     assert kinds >= set(MODELS)
 
 
