@@ -14,6 +14,7 @@ GPTQ4        4     k       [k/8, n]    natural           AutoGPTQ / GPTQModel ``
 GPTQ4_ZEROS  4     n       [k, n/8]    natural           AutoGPTQ / GPTQModel ``qzeros``
 NK4          4     k       [n, k/8]    natural           AutoAWQ GEMV, compressed-tensors
 PLAIN        8     -       [n, k]      one code a word   int8 and float8 weights
+NIBBLES4     4     k       [n, k/2]    natural           4-bit floats (bytes; the bits of NK4)
 ===========  ====  ======  ==========  ================  =====================================
 
 Two kernel layouts are no such table of words: ``from_gemv_fast`` and ``from_marlin`` turn them into
@@ -25,7 +26,7 @@ the cache at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -73,6 +74,21 @@ class Packing:
 
 FLOAT_CODES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 """Codes that are floats, stored one a byte; all others are unsigned integers."""
+_HALF = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+FLOAT4: dict[str, tuple[float, ...]] = {
+    "float4_e2m1fn": (*_HALF, *(-x for x in _HALF)),
+    "nf4": (
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ),
+}  # fmt: skip
+"""What 4-bit codes stand for where they are no integers: a value for each code.
+
+E2M1 is sign, two bits of exponent, one of mantissa (OCP MX); NF4 are bitsandbytes' 16 quantiles of
+the normal distribution.
+"""
 NATURAL = tuple(range(8))
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 AWQ = Packing(4, "n", transposed=True, order=AWQ_ORDER)
@@ -81,6 +97,7 @@ GPTQ4 = Packing(4, "k", transposed=True)
 GPTQ4_ZEROS = Packing(4, "n", transposed=True)
 NK4 = Packing(4, "k")
 PLAIN = Packing(8, "k", word_bits=8)
+NIBBLES4 = Packing(4, "k", word_bits=8)
 # Rounds that transpose 8 x 8 nibbles, one uint32 a row: rows apart, bits apart, bits kept.
 NIBBLES = ((4, 16, 0x0000FFFF), (2, 8, 0x00FF00FF), (1, 4, 0x0F0F0F0F))
 
@@ -91,11 +108,13 @@ class PackedArray:
 
     ``words`` has an unsigned dtype (wider than the packing's word only where each holds one code,
     as zeros of 256), or a float8 dtype under ``PLAIN``. ValueError where it has another.
+    ``floats`` names the table of ``FLOAT4`` that 4-bit codes are of, where they are no integers.
     """
 
     words: Array
     packing: Packing
     shape: tuple[int, int]
+    floats: str | None = None
 
     def __post_init__(self) -> None:
         wanted = self.packing.words_shape(*self.shape)
@@ -112,7 +131,14 @@ class PackedArray:
         Two kinds never mean the same weight, whatever their bits: a scheme asks for its own.
         """
         dtype = self.words.dtype
-        return dtype.name if dtype in FLOAT_CODES else f"uint{self.packing.bits}"
+        plain = dtype.name if dtype in FLOAT_CODES else f"uint{self.packing.bits}"
+        return self.floats or plain
+
+    def values(self) -> Array:
+        """What the codes stand for, float32 ``[n, k]``."""
+        if self.floats is None:
+            return self.unpack().astype(np.float32)
+        return np.array(FLOAT4[self.floats], np.float32)[self.unpack()]
 
     def unpack(self) -> Array:
         """Codes as uint8 ``[n, k]`` (or the words themselves where each holds one code)."""
@@ -157,9 +183,15 @@ def pack(codes: Array, packing: Packing) -> PackedArray:
 
 def repack(array: PackedArray, packing: Packing) -> PackedArray:
     """The same codes in another packing; the identity when the packings are equal."""
-    old = array.packing
-    if old == packing:
+    if array.packing == packing:
         return array
+    return replace(_repacked(array, packing), floats=array.floats)
+
+
+def _repacked(array: PackedArray, packing: Packing) -> PackedArray:
+    old = array.packing
+    if (old, packing) == (NIBBLES4, NK4) and old.words_shape(*array.shape)[1] % 4 == 0:
+        return PackedArray(np.ascontiguousarray(array.words).view("<u4"), packing, array.shape)
     if _has_fast_words(old) and _has_fast_words(packing):
         if old.axis == packing.axis:
             return _turn(array, packing)

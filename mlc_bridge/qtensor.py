@@ -1,11 +1,12 @@
 """The canonical form of one quantized linear weight, in the middle between sources and schemes.
 
-    W[n, k] = (code[n, k] - zero[n // bn, k // bk]) * scale[n // bn, k // bk]
+    W[n, k] = (code[n, k] - zero[n // bn, k // bk]) * scale[n // bn, k // bk] * outer[n]
 
-Codes are unsigned integers or float8 values; zeros are in code units, with no format's offset left
-in them; ``block = (bn, bk)`` is ``(n, k)`` per tensor, ``(1, k)`` per channel, ``(1, g)`` per
-group, ``(128, 128)`` per block. Codes and zeros stay in the packing of the file they came from, so
-a source whose packing equals the scheme's passes its words through without unpacking.
+Codes are unsigned integers, float8 values or 4-bit floats (``packing.FLOAT4``); zeros are in code
+units, with no format's offset left in them; ``block = (bn, bk)`` is ``(n, k)`` per tensor,
+``(1, k)`` per channel, ``(1, g)`` per group, ``(128, 128)`` per block. Codes and zeros stay in the
+packing of the file they came from, so a source whose packing equals the scheme's passes its words
+through without unpacking.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class QTensor:
     ``scale`` is ``[ceil(n/bn), ceil(k/bk)]`` in the file's dtype; ``zero`` has the same logical
     shape or is None (zero 0, float8); ``perm`` gives the input column of each stored column
     (activation order) or is None; ``input_scale`` is the static activation scale (float32, shape
-    ``[]``) or None.
+    ``[]``) or None. ``outer`` (float32 ``[n]``) scales narrow scales once more (NVFP4) or is None.
     """
 
     codes: PackedArray
@@ -34,6 +35,7 @@ class QTensor:
     block: tuple[int, int]
     perm: Array | None = None
     input_scale: Array | None = None
+    outer: Array | None = None
 
     def __post_init__(self) -> None:
         grid = self.grid
@@ -43,6 +45,8 @@ class QTensor:
             raise ValueError(f"zero of shape {self.zero.shape}, blocks {self.block} want {grid}")
         if self.zero is not None and self.zero.words.dtype.kind != "u":
             raise ValueError(f"zero points of {self.zero.kind} are no unsigned integers")
+        if self.outer is not None and self.outer.shape != self.shape[:1]:
+            raise ValueError(f"outer scales of shape {self.outer.shape} for {self.shape[0]} rows")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,10 +69,12 @@ class QTensor:
 
     def dequantize(self) -> Array:
         """The weight as float32 ``[n, k]``, input columns in their original order."""
-        w = self.codes.unpack().astype(np.float32)
+        w = self.codes.values()
         if self.zero is not None:
             self._each_block(np.subtract, w, self.zero.unpack())
         self._each_block(np.multiply, w, self.scale)
+        if self.outer is not None:
+            w *= self.outer[:, None]
         if self.perm is None:
             return w
         out = np.empty_like(w)
@@ -100,18 +106,21 @@ def concat(parts: Sequence[QTensor]) -> QTensor:
     if len(parts) == 1:
         return first
     rows = [_rowwise(p) for p in parts]
-    if len({(p.shape[1], p.block, p.kind, p.codes.packing, p.zero is None) for p in rows}) != 1:
+    looks = ((p.shape[1], p.block, p.kind, p.codes.packing, p.zero is None) for p in rows)
+    if len({(*look, p.outer is None) for look, p in zip(looks, rows, strict=True)}) != 1:
         raise ValueError("parts differ in input width, block, kind of codes or packing")
     if any(not _same(p.perm, first.perm) for p in rows):
         raise ValueError("parts differ in activation order")
     if any(not _same(p.input_scale, first.input_scale) for p in rows):
         raise ValueError("parts differ in their static activation scale")
     zeros = [p.zero for p in rows if p.zero is not None]
+    outer = [p.outer for p in rows if p.outer is not None]
     return replace(
         rows[0],
         codes=_stack([p.codes for p in rows]),
         scale=_stack_scale([p.scale for p in rows]),
         zero=_stack(zeros) if zeros else None,
+        outer=np.concatenate(outer) if outer else None,
     )
 
 
@@ -163,7 +172,9 @@ def group_order(g_idx: Array, group: int) -> Array | None:
 
 def reorder(codes: PackedArray, perm: Array | None) -> PackedArray:
     """``codes`` with stored column ``j`` taken from input column ``perm[j]``."""
-    return codes if perm is None else pack(codes.unpack()[:, perm], codes.packing)
+    if perm is None:
+        return codes
+    return replace(pack(codes.unpack()[:, perm], codes.packing), floats=codes.floats)
 
 
 def take_rows(q: QTensor, rows: Array) -> QTensor:
@@ -176,14 +187,15 @@ def take_rows(q: QTensor, rows: Array) -> QTensor:
         codes=_take(q.codes, rows),
         scale=q.scale if whole else q.scale[rows],
         zero=q.zero if whole or q.zero is None else _take(q.zero, rows),
+        outer=None if q.outer is None else q.outer[rows],
     )
 
 
 def _take(array: PackedArray, rows: Array) -> PackedArray:
     if array.packing.axis == "n":
-        return pack(array.unpack()[rows], array.packing)
+        return replace(pack(array.unpack()[rows], array.packing), floats=array.floats)
     words = np.take(array.words, rows, axis=int(array.packing.transposed))
-    return PackedArray(words, array.packing, array.shape)
+    return replace(array, words=words)
 
 
 def _rowwise(q: QTensor) -> QTensor:
@@ -202,13 +214,13 @@ def _codes(array: PackedArray | None) -> Array | None:
 
 
 def _stack(parts: Sequence[PackedArray]) -> PackedArray:
-    packing = parts[0].packing
+    packing, floats = parts[0].packing, parts[0].floats
     n, k = sum(p.shape[0] for p in parts), parts[0].shape[1]
     whole = packing.axis == "k" or all(p.shape[0] % packing.per_word == 0 for p in parts)
     if not whole:
-        return pack(np.concatenate([p.unpack() for p in parts]), packing)
+        return replace(pack(np.concatenate([p.unpack() for p in parts]), packing), floats=floats)
     words = np.concatenate([p.words for p in parts], axis=int(packing.transposed))
-    return PackedArray(words, packing, (n, k))
+    return PackedArray(words, packing, (n, k), floats)
 
 
 def _stack_scale(scales: Sequence[Array]) -> Array:

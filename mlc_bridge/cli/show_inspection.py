@@ -43,12 +43,27 @@ def checkpoint(found: CheckpointReport, *, verbose: bool = False) -> None:
                 for k in found.kinds
             ],
         )  # fmt: skip
+    _layers(found)
     _codes(found)
     _schemes(found)
-    if found.schemes and not any(s.exact for s in found.schemes):
+    if found.schemes and not found.layers and not any(s.exact for s in found.schemes):
         show.notes(("no scheme holds it exactly: --requantize allows rounding",))
     show.notes(found.findings)
     show.rows("verdict", [("", found.verdict)])
+
+
+def _layers(found: CheckpointReport) -> None:
+    """What each layer holds and becomes; the sums are the file's and the artifact's."""
+    if not found.layers:
+        return
+    rows: list[tuple[object, ...]] = [
+        (x.pattern, x.count, x.holds, f"{x.checkpoint_bits:.2f}", x.scheme, f"{x.bits:.2f}",
+         show.size(x.checkpoint_nbytes), show.size(x.nbytes))
+        for x in found.layers
+    ]  # fmt: skip
+    sums = (sum(x.checkpoint_nbytes for x in found.layers), sum(x.nbytes for x in found.layers))
+    rows.append(("all", sum(x.count for x in found.layers), "", "", "", "", *map(show.size, sums)))
+    show.table(("layer", "number", "holds", "bits", "becomes", "bits", "size", "as"), rows)
 
 
 def _schemes(found: CheckpointReport) -> None:

@@ -10,6 +10,7 @@ from mlc_bridge.sources.autoawq import AutoAWQ
 from mlc_bridge.sources.autoawq_gemv import AutoAWQGemv
 from mlc_bridge.sources.autoawq_gemv_fast import AutoAWQGemvFast
 from mlc_bridge.sources.autoawq_marlin import AutoAWQMarlin
+from mlc_bridge.sources.bitsandbytes import BitsAndBytes
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.compressed_tensors import CompressedTensors
 from mlc_bridge.sources.dense import Dense
@@ -17,7 +18,9 @@ from mlc_bridge.sources.foreign import INSTEAD, foreign
 from mlc_bridge.sources.gptq import GPTQ
 from mlc_bridge.sources.hf_fp8 import HFFP8
 from mlc_bridge.sources.llm_awq import LlmAwq
+from mlc_bridge.sources.modelopt import ModelOpt
 from mlc_bridge.sources.msmodelslim import MsModelSlim
+from mlc_bridge.sources.mxfp4 import MXFP4
 from mlc_bridge.sources.source import Evidence, Source, method_said
 
 __all__ = ["SOURCES", "Checkpoint", "Evidence", "Source", "detect"]
@@ -33,6 +36,9 @@ SOURCES: Table[Source] = table(
     GPTQ(),
     CompressedTensors(),
     HFFP8(),
+    ModelOpt(),
+    MXFP4(),
+    BitsAndBytes(),
     MsModelSlim(),
 )
 

@@ -8,7 +8,8 @@ What the tensors of a layer are decides how it is read; the config adds bits, bl
 tensor            shape                  layout
 ================  =====================  =====================================================
 weight_packed     int32 [n, k/w]         w = 32 / bits input channels a word, natural order,
-                                         q + 2^(bits-1)
+                                         q + 2^(bits-1); uint8: 4-bit floats (``float4.py``)
+weight_global_..  [1]                    divides the scales of 4-bit floats (NVFP4)
 weight            int8 or float8 [n, k]  one code each, of fewer than 8 bits too (LLMC: int32)
 weight_scale      [1], [n, 1], [n, k/g]  per tensor, channel, group; [n/r, k/c] per block
 weight_zero_point int32 [n/w, k/g]       w *output* channels a word, + 2^(bits-1); int8 as they
@@ -38,6 +39,7 @@ import numpy as np
 from mlc_bridge.errors import SourceError
 from mlc_bridge.packing import PLAIN, Array, PackedArray, Packing, from_signed, pack
 from mlc_bridge.qtensor import QTensor, constant_zero, group_order, reorder
+from mlc_bridge.sources import float4
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.foreign import INSTEAD
 from mlc_bridge.sources.patterns import matches
@@ -54,12 +56,15 @@ from mlc_bridge.sources.source import (
 
 FLOAT8 = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 INTS = (np.int8, np.int32)
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense")
+FLOAT4 = ("nvfp4-pack-quantized", "mxfp4-pack-quantized")
+FORMATS = (
+    "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense", *FLOAT4,
+)  # fmt: skip
 # Words for "the columns of a group are not neighbours"; "weight" and "static" leave them so.
 SCATTERED = ("group", "dynamic", "true")
 PARTS = (
     "weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape",
-    "input_scale", "input_zero_point",
+    "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale",
 )  # fmt: skip
 
 
@@ -90,6 +95,9 @@ class CompressedTensors(Source):
     def check(self, ckpt: Checkpoint, layer: str, shape: tuple[int, int]) -> None:
         if _is_float(ckpt, layer):
             return check_float(ckpt, layer, shape)
+        if _is_float4(ckpt, layer):
+            _weights(ckpt, layer)
+            return float4.check(ckpt, *_float4_names(layer), shape)
         if f"{layer}.weight_packed" in ckpt:
             packing = Packing(_bits(layer, _weights(ckpt, layer)), "k")
             ckpt.require(f"{layer}.weight_packed", packing.words_shape(*shape), np.int32)
@@ -104,6 +112,8 @@ class CompressedTensors(Source):
     def read(self, ckpt: Checkpoint, layer: str) -> QTensor | Array:
         if _is_float(ckpt, layer):
             return read_float(ckpt, layer)
+        if _is_float4(ckpt, layer):
+            return _read_float4(ckpt, layer)
         shape = _shape(ckpt, layer)
         self.check(ckpt, layer, shape)
         block = self._block(ckpt, layer, shape)
@@ -126,12 +136,14 @@ class CompressedTensors(Source):
         )
 
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
+        return (*super().findings(ckpt), *_unused_inputs(ckpt), *self._zeros_told(ckpt))
+
+    def _zeros_told(self, ckpt: Checkpoint) -> tuple[str, ...]:
         asymmetric = [x for x in self.layers(ckpt) if not _weights(ckpt, x).get("symmetric", True)]
         left = [x for x in asymmetric if f"{x}.weight_zero_point" not in ckpt]
         if not left or ckpt.dtype(f"{left[0]}.{_code_part(ckpt, left[0])}") in FLOAT8:
-            return super().findings(ckpt)
+            return ()
         return (
-            *super().findings(ckpt),
             f"{len(left)} asymmetric layers have no zero points, which version "
             f"{ckpt.settings['version']} of compressed-tensors left out where all are zero: read "
             f"as zero; the first is {left[0]}",
@@ -177,6 +189,33 @@ def _is_float(ckpt: Checkpoint, layer: str) -> bool:
     return weight in ckpt and ckpt.dtype(weight) in FLOATS
 
 
+def _is_float4(ckpt: Checkpoint, layer: str) -> bool:
+    packed = f"{layer}.weight_packed"
+    return packed in ckpt and ckpt.dtype(packed) == np.uint8
+
+
+def _float4_names(layer: str) -> tuple[str, str]:
+    return f"{layer}.weight_packed", f"{layer}.weight_scale"
+
+
+def _read_float4(ckpt: Checkpoint, layer: str) -> QTensor:
+    codes, scale = _float4_names(layer)
+    outer, divisor = f"{layer}.weight_global_scale", None
+    float4.check(ckpt, codes, scale, float4.shape(ckpt, codes))
+    if ckpt.dtype(scale) == float4.E4M3:  # the tool divides by it
+        divisor = np.float32(1) / float4.one_number(ckpt, outer)
+    return float4.e2m1(ckpt.tensor(codes), ckpt.tensor(scale), scale, divisor)
+
+
+def _unused_inputs(ckpt: Checkpoint) -> tuple[str, ...]:
+    """What NVFP4 says of the activations."""
+    layers = ckpt.layers("input_global_scale")
+    return (
+        f"{len(layers)} layers ask for activations in 4-bit floats: theirs stay float; the first "
+        f"is {layers[0]}",
+    ) if layers else ()  # fmt: skip
+
+
 def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
     """The weight settings of the config group whose targets name the layer.
 
@@ -206,6 +245,15 @@ def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:
         raise SourceError(
             "this form of compressed-tensors is not read", where=layer, found=repr(form),
             expected=", ".join(FORMATS), todo=INSTEAD,
+        )  # fmt: skip
+    if (
+        form is not None
+        and form != "mixed-precision"
+        and (form in FLOAT4) != _is_float4(ckpt, layer)
+    ):
+        raise SourceError(
+            "the config and the codes are of two formats", where=layer, found=repr(form),
+            expected=f"a format of codes in {ckpt.dtype(f'{layer}.{_code_part(ckpt, layer)}')}",
         )  # fmt: skip
     return dict(best[1]["weights"])
 

@@ -13,7 +13,8 @@ auto-round,            packing_format (older: backend)               awq, gptq (
 intel/auto-round, inc                                                zeros less 1, others do not)
 modelopt               quant_algo FP8, FP8_PER_CHANNEL_PER_TOKEN     fp8
 fbgemm_fp8             -                                             fp8, a scale per row
-quark                  global_quant_config.weight.dtype fp8_e4m3     fp8
+quark                  global_quant_config.weight.dtype fp8_e4m3     fp8; fp4: modelopt
+modelopt_fp4           -                                             modelopt
 =====================  ============================================  ==============================
 
 Origin: auto-round 0.16 inference/backend.py, ModelOpt 0.47 and transformers 5.23 configs.
@@ -73,8 +74,9 @@ def _modelopt(settings: Settings) -> Settings:
 def _quark(settings: Settings) -> Settings:
     everywhere = settings.get("global_quant_config")
     weight = everywhere.get("weight") if isinstance(everywhere, dict) else None
-    known = isinstance(weight, dict) and weight.get("dtype") == "fp8_e4m3"
-    return {"quant_method": "fp8"} if known else {}
+    dtype = weight.get("dtype") if isinstance(weight, dict) else None
+    read_as = {"fp8_e4m3": "fp8", "fp4": "modelopt"}.get(str(dtype))
+    return {"quant_method": read_as} if read_as else {}
 
 
 SILENT = ("dense", "llm-awq")
@@ -87,6 +89,9 @@ WORDS: Mapping[str, Settings] = {
     "gptq": {"quant_method": "gptq"},
     "compressed-tensors": {"quant_method": "compressed-tensors"},
     "hf-fp8": {"quant_method": "fp8"},
+    "modelopt": {"quant_method": "modelopt"},
+    "mxfp4": {"quant_method": "mxfp4"},
+    "bitsandbytes": {"quant_method": "bitsandbytes"},
 }
 """The words of each source's own tool, for ``--source-format``."""
 DIALECTS: Mapping[str, Callable[[Settings], Settings]] = {
@@ -96,6 +101,7 @@ DIALECTS: Mapping[str, Callable[[Settings], Settings]] = {
     "intel/auto-round": _auto_round,
     "inc": _auto_round,
     "modelopt": _modelopt,
+    "modelopt_fp4": lambda _: {"quant_method": "modelopt"},
     "fbgemm_fp8": lambda _: {"quant_method": "fp8"},
     "quark": _quark,
 }

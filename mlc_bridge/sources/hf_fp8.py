@@ -94,7 +94,7 @@ class HFFP8(Source):
 
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:
         told = super().findings(ckpt)
-        grids = [x for x in self.layers(ckpt) if self._by_block(ckpt, x)]
+        grids = [x for x in HFFP8.layers(self, ckpt) if self._by_block(ckpt, x)]
         if grids and "weight_block_size" not in ckpt.settings:
             told += ("the config does not say weight_block_size: taken from the scales' shapes",)
         return told

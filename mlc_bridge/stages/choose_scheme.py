@@ -10,6 +10,7 @@ every layer is looked at: ``kinds.py``; how schemes are named: ``scheme_map.py``
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -174,7 +175,10 @@ def _auto(groups: Sequence[Group]) -> Choice | None:
     if fused and all(any(g.holding(apart=True)) for g in fused):
         return Choice(None, split=tuple(w.path for g in fused for w in g.weights))
     each = _one_for_each(groups)
-    if each and not (one and room(alike) <= WASTE * room(lambda g: each[g.first.path])):
+    several = each is not None and len({scheme.name for scheme in each.values()}) > 1
+    if each and not (
+        one and (not several or room(alike) <= WASTE * room(lambda g: each[g.first.path]))
+    ):
         return _mixed(groups, each)
     return Choice(one) if one else None
 
@@ -190,22 +194,24 @@ def _one_for_all(groups: Sequence[Group]) -> Scheme | None:
 
 
 def _one_for_each(groups: Sequence[Group]) -> dict[str, Scheme] | None:
-    """MLC path of a group's first weight -> the first scheme no wider than the checkpoint's codes,
-    else the first that holds it; all of the first model dtype with which that can be done.
+    """MLC path of a group's first weight -> its scheme; all of the first model dtype that can.
+
+    Of the schemes within ``WASTE`` of the smallest, the one that suits most groups.
     """
     holding = [list(group.holding()) for group in groups]
     for dtype in dict.fromkeys(s.model_dtype for held in holding for s in held):
-        found = {}
-        for group, held in zip(groups, holding, strict=True):
-            fitting = [s for s in held if s.model_dtype == dtype]
-            bits = max(kind.bits for kind in group.kinds)
-            tight = [s for s in fitting if code_bits(s, group.first) <= bits]
-            if not fitting:
-                break
-            found[group.first.path] = (tight or fitting)[0]
-        else:
-            return found
+        fitting = [[s for s in held if s.model_dtype == dtype] for held in holding]
+        if all(fitting):
+            lean = [_leanest(group, held) for group, held in zip(groups, fitting, strict=True)]
+            uses = Counter(scheme.name for held in lean for scheme in held)
+            best = [max(held, key=lambda s: uses[s.name]) for held in lean]
+            return {g.first.path: s for g, s in zip(groups, best, strict=True)}
     return None
+
+
+def _leanest(group: Group, schemes: Sequence[Scheme]) -> list[Scheme]:
+    least = min(map(group.nbytes, schemes))
+    return [scheme for scheme in schemes if group.nbytes(scheme) <= WASTE * least]
 
 
 def _mixed(groups: Sequence[Group], each: Mapping[str, Scheme]) -> Choice:

@@ -30,8 +30,10 @@ from mlc_bridge.stages import wishes
 from mlc_bridge.stages.choose_scheme import refusal
 from mlc_bridge.stages.door import door
 from mlc_bridge.stages.kinds import kinds
+from mlc_bridge.stages.layer_forms import LayerForm, block, layer_forms
 from mlc_bridge.stages.progress import Progress, silent
-from mlc_bridge.stages.recognise import detected, open_checkpoint, survey
+from mlc_bridge.stages.recognise import Surveyed, detected, open_checkpoint, settled, survey
+from mlc_bridge.stages.scheme_map import SchemeMap
 
 CHUNK = 1 << 20  # codes counted at once
 
@@ -104,6 +106,7 @@ class CheckpointReport(Record):
     float_layers: Annotated[tuple[str, ...], "Linear layers left in float."]
     codes: Annotated[tuple[CodeUse, ...], "How the layers use their codes."]
     schemes: Annotated[tuple[SchemeFit, ...], "Which schemes hold the checkpoint exactly."]
+    layers: Annotated[tuple[LayerForm, ...], "What each layer holds and becomes; empty if refused."]
     findings: Annotated[tuple[str, ...], "What the user should know."]
     verdict: Annotated[str, "What build would do with it; inspect on the command line asks."] = ""
 
@@ -121,9 +124,10 @@ def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> Checkpoi
         findings = (str(error),)
     read: dict[str, Seen] = {}
     schemes: tuple[SchemeFit, ...] = ()
+    layers: tuple[LayerForm, ...] = ()
     if source is not None:
         read = _read(ckpt, source, job.samples_only, progress)
-        schemes, refused = _fits(ckpt, source, read)
+        schemes, layers, refused = _fits(ckpt, source, read)
         findings += (*refused, *source.findings(ckpt))
     parts = _parts(ckpt)
     model_type = str(ckpt.config.get("model_type"))  # of the text part
@@ -140,6 +144,7 @@ def inspect_checkpoint(job: InspectJob, progress: Progress = silent) -> Checkpoi
         float_layers=_float_layers(ckpt, source) if source else (),
         codes=_outliers({name: seen.use for name, seen in read.items() if seen.use is not None}),
         schemes=schemes,
+        layers=layers,
         findings=findings,
     )  # fmt: skip
 
@@ -215,7 +220,7 @@ def _kinds(tensors: Iterable[QTensor]) -> tuple[Kind, ...]:
         key = (
             q.bits,
             str(q.codes.words.dtype),
-            _block(q),
+            block(q),
             "none" if q.zero is None else "constant" if _constant(q.zero.unpack()) else "per block",
             str(q.scale.dtype),
             q.perm is not None,
@@ -223,15 +228,6 @@ def _kinds(tensors: Iterable[QTensor]) -> tuple[Kind, ...]:
         )
         counts[key] = counts.get(key, 0) + 1
     return tuple(Kind(count, *key) for key, count in counts.items())
-
-
-def _block(q: QTensor) -> str:
-    (n, k), (bn, bk) = q.shape, q.block
-    if (bn, bk) == (n, k):
-        return "tensor"
-    if bn == 1:
-        return "channel" if bk == k else f"group {bk}"
-    return f"block {bn} x {bk}"
 
 
 def _constant(zeros: Array) -> bool:
@@ -250,7 +246,7 @@ def _float_layers(ckpt: Checkpoint, source: Source) -> tuple[str, ...]:
 
 def _fits(
     ckpt: Checkpoint, source: Source, read: Mapping[str, Seen]
-) -> tuple[tuple[SchemeFit, ...], tuple[str, ...]]:
+) -> tuple[tuple[SchemeFit, ...], tuple[LayerForm, ...], tuple[str, ...]]:
     """Every scheme against every quantized layer; none, and why, where convert refuses the file.
 
     A float checkpoint fits its own dtype.
@@ -260,18 +256,32 @@ def _fits(
     try:
         found = survey(ckpt, source)
     except BridgeError as error:
-        return (), (f"convert refuses: {error}",)
+        return (), (), (f"convert refuses: {error}",)
+    layers, notes = _layers(found)
     if dense:
-        layers = (w for w in found.weights if w.role != "plain")
-        own = {str(ckpt.dtype(f"{w.sources[0]}.weight")) for w in layers}
+        usual = (w for w in found.weights if w.role != "plain")
+        own = {str(ckpt.dtype(f"{w.sources[0]}.weight")) for w in usual}
         return tuple(
             SchemeFit(s.name, own <= {s.model_dtype}, None if own <= {s.model_dtype}
                       else f"weights are {', '.join(sorted(own))}")
             for s in asked
-        ), found.notes  # fmt: skip
+        ), layers, notes  # fmt: skip
     alike = kinds(ckpt, source, found.weights, lambda x: read[x].deep if x in read else None)
     refused = {s.name: refusal(s, alike) for s in asked}
-    return tuple(
-        SchemeFit(name, why is None, f"{why.tensor}: {why.reason}" if why else None)
-        for name, why in refused.items()
-    ), found.notes
+    return (
+        tuple(
+            SchemeFit(name, why is None, f"{why.tensor}: {why.reason}" if why else None)
+            for name, why in refused.items()
+        ),
+        layers,
+        notes,
+    )
+
+
+def _layers(found: Surveyed) -> tuple[tuple[LayerForm, ...], tuple[str, ...]]:
+    """What ``auto`` makes of every layer, and its notes; none where no scheme holds one."""
+    try:
+        model = settled(found, SchemeMap.of("auto"))
+    except BridgeError:  # the schemes' own reasons are told
+        return (), found.notes
+    return layer_forms(model), model.notes

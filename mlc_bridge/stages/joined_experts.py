@@ -6,6 +6,8 @@ tensor                           shape           e.g.
 experts.gate_up_proj             [e, 2 i, h]     Qwen3.5 MoE, what transformers 5 holds
 experts.gate_up_proj             [e, h, 2 i]     Qwen3-VL MoE
 experts.gate_up_proj             [e, h, 2 i]     gpt-oss: gate and up in turn, column by column
+experts.gate_up_proj_blocks      [e, 2 i,        gpt-oss in MXFP4, likewise in turn; never
+                                  h/32, 16]      transposed; ``_scales`` beside it
 block_sparse_moe.input_linear    [e, 2 i, h]     Granite MoE
 experts.down_proj,
 block_sparse_moe.output_linear   [e, h, i]       transposed where gate and up are
@@ -33,7 +35,9 @@ JOINED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?(_[a-z
 GRANITE = re.compile(r"(.*\.block_sparse_moe)\.(input|output)_linear\.weight()")
 # What follows a joined weight's name -> the name of the same in a layer.
 SUFFIXES = {"": "weight", "_bias": "bias", **{f"_{s}": f"weight_{s}" for s in (
-    "scale", "scale_inv", "packed", "zero_point", "scale_2", "global_scale")}}  # fmt: skip
+    "scale", "scale_inv", "packed", "zero_point", "scale_2", "global_scale", "blocks",
+    "scales")}}  # fmt: skip
+BLOCKS = ("weight_blocks", "weight_scales")
 IN_TURN = ("gpt_oss",)
 
 
@@ -50,7 +54,7 @@ class Joined:
     def of(cls, name: str, entry: Entry) -> Joined | None:
         if found := JOINED.fullmatch(name):
             suffix = SUFFIXES.get(found[3] or "")
-            plain = len(entry.shape) == 3 or suffix == "bias"
+            plain = len(entry.shape) == 3 + (suffix == "weight_blocks") or suffix == "bias"
             return cls(found[1], found[2], suffix, entry) if suffix and plain else None
         if (found := GRANITE.fullmatch(name)) and len(entry.shape) == 3:
             layer = GATE_UP if found[2] == "input" else DOWN
@@ -59,7 +63,8 @@ class Joined:
 
     def apart(self, *, transposed: bool, in_turn: bool) -> Iterator[tuple[str, Entry]]:
         """The tensors of all experts, by name."""
-        whole = _turned(self.entry) if transposed and self.suffix != "bias" else self.entry
+        turned = transposed and self.suffix not in ("bias", *BLOCKS)
+        whole = _turned(self.entry) if turned else self.entry
         count, rows = whole.shape[:2]
         parts = ("gate_proj", "up_proj") if self.layer == GATE_UP else (DOWN,)
         if rows % len(parts):
@@ -80,8 +85,10 @@ def experts_apart(ckpt: Checkpoint) -> Checkpoint:
     joined = {n: j for n, entry in ckpt.entries.items() if (j := Joined.of(n, entry))}
     if not joined:
         return ckpt
-    weights = {(j.home, j.layer): j for j in joined.values() if j.entry.shape[2:]}
-    turned = {home: _transposed(ckpt, weights, home) for home in {j.home for j in joined.values()}}
+    matrices = [j for j in joined.values() if j.entry.shape[2:] and j.suffix not in BLOCKS]
+    weights = {(j.home, j.layer): j for j in matrices}
+    homes = {j.home for j in joined.values()}
+    turned = {h: any(h == k for k, _ in weights) and _transposed(ckpt, weights, h) for h in homes}
     in_turn = ckpt.config.get("model_type") in IN_TURN
     entries: dict[str, Entry] = {}
     for name, entry in ckpt.entries.items():

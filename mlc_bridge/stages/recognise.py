@@ -171,7 +171,13 @@ def recognise(
     wish.check(found.weights)
     named = SchemeMap.of(quantization)
     named.check(found.weights)
-    found, scheme, alike = _settled(found, named, wish)
+    return settled(found, named, wish)
+
+
+def settled(found: Surveyed, named: SchemeMap, requantize: Requantize = NOTHING) -> Recognised:
+    """What was surveyed, with a scheme for every layer; CannotExpress, ConfigError."""
+    found, scheme, alike = _settled(found, named, requantize)
+    ckpt, fmt = found.ckpt, found.source
     model = Recognised(found.arch, found.config, scheme, ckpt, fmt, found.left_out, found.notes)
     model.specs  # noqa: B018  raises where a shape does not fit the scheme
     told = (_several(model), widened(model.scheme_of, alike), *_narrowed(model))

@@ -35,10 +35,10 @@ def test_every_layer_lands_in_its_own_width(
     report = convert_weight(ConvertJob(home, tmp_path))
     assert plan.config.split_layers == (f"{BLOCK}.self_attn.qkv_proj",)
     forms = {w.path.removeprefix(f"{BLOCK}."): plan.scheme_of(w).name for w in plan.weights}
-    assert forms["self_attn.q_proj"] == forms["mlp.gate_up_proj"] == "q4f16_autoawq_g32"
+    assert forms["self_attn.q_proj"] == forms["mlp.gate_up_proj"] == "q4f16_2"
     assert forms["self_attn.v_proj"] == forms["mlp.down_proj"] == forms["lm_head"] == "q8f16_1_gk"
     assert forms["self_attn.k_proj"] == forms["model.embed_tokens"] == "q0f16"
-    assert "7 q4f16_autoawq_g32, 3 q8f16_1_gk" in " ".join(report.findings)
+    assert "7 q4f16_2, 3 q8f16_1_gk" in " ".join(report.findings)
     assert abs(report.nbytes / report.checkpoint_nbytes - 1) < 0.02
     cache = read_index(tmp_path)
     for weight in plan.weights:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc_bridge.errors import CannotExpress
-from mlc_bridge.packing import AWQ, GPTQ4, NK4, PLAIN, PackedArray, Packing, pack
+from mlc_bridge.packing import AWQ, GPTQ4, NIBBLES4, NK4, PLAIN, PackedArray, Packing, pack
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.schemes.dense import Dense
@@ -20,8 +20,12 @@ PACKINGS = {
     "uint4": [AWQ, GPTQ4, NK4],
     "uint8": [PLAIN, Packing(8, "k", transposed=True)],
 }
-KINDS = [*PACKINGS, *FLOATS]
-SCALES = [np.float16, ml_dtypes.bfloat16, np.float32, ml_dtypes.float8_e8m0fnu]
+FOURS = {"float4_e2m1fn": NIBBLES4, "nf4": NK4}
+KINDS = [*PACKINGS, *FLOATS, *FOURS]
+SCALES = [
+    *(np.float16, ml_dtypes.bfloat16, np.float32),
+    *(ml_dtypes.float8_e8m0fnu, ml_dtypes.float8_e4m3fn),
+]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ def tensor(kind: str, case: Case) -> QTensor:
     if kind in FLOATS:  # whole numbers too, since those an integer scheme could take for its own
         values = rng.integers(-case.spread, case.spread, (n, k)) / rng.choice([1, 4])
         codes, zero = pack(values.astype(FLOATS[kind]), PLAIN), None
+    elif kind in FOURS:
+        plain = pack(rng.integers(0, 16, (n, k), np.uint8), FOURS[kind])
+        codes, zero = replace(plain, floats=kind), None
     else:
         packing = PACKINGS[kind][case.seed % len(PACKINGS[kind])]
         top = 1 << packing.bits
@@ -82,6 +89,7 @@ def tensor(kind: str, case: Case) -> QTensor:
         codes, scales(rng, case, grid), zero, block,
         perm=rng.permutation(k) if case.permuted else None,
         input_scale=np.array(0.5, np.float32) if case.static else None,
+        outer=rng.uniform(0.5, 2, n).astype(np.float32) if kind in FOURS and case.static else None,
     )  # fmt: skip
 
 
@@ -97,7 +105,7 @@ def scales(rng, case, grid):
         scale *= 1e-5
     elif case.look == "some zero":
         scale *= rng.choice([0, 1], grid)
-    if case.scale is ml_dtypes.float8_e8m0fnu:
+    if case.scale in (ml_dtypes.float8_e8m0fnu, ml_dtypes.float8_e4m3fn):
         scale = np.maximum(np.abs(scale), 1e-9)
     return scale.astype(case.scale)
 
@@ -106,7 +114,7 @@ def declared(scheme, q: QTensor) -> QTensor:
     """``q`` with its scales as the scheme stores them: all that may round, by half a step."""
     specs = scheme.params(*q.shape).items()
     stored = [spec.dtype for name, spec in specs if "scale" in name and spec.filled_by == "convert"]
-    dtype = stored[0] if stored else "float32"
+    dtype = stored[0] if stored and stored[0] != "uint8" else "float32"
     with np.errstate(under="ignore"):
         scale = q.scale.astype(np.float32).astype(getattr(ml_dtypes, dtype, dtype))
     return replace(q, scale=scale)
@@ -147,6 +155,8 @@ TAKERS = {
         "q0f32",
     },
     "float8_e5m2": {"e5m2_e5m2_f16", "fp8_e5m2_f16_row_scale", "q0f32"},
+    "float4_e2m1fn": {"nvfp4_f16", "nvfp4_bf16", "mxfp4_f16", "mxfp4_bf16", "q0f32"},
+    "nf4": {"nf4_f16", "nf4_bf16", "q0f32"},
 }
 
 
@@ -155,8 +165,9 @@ def test_each_kind_has_schemes_that_take_it(kind: str) -> None:
     """That the property is not true by refusing everything."""
     case = Case(0, 8, 240, "tensor", 40, 2, "below the middle", np.float16, "one", False, False)
     wide = replace(case, k=256)
+    narrow = [ml_dtypes.float8_e8m0fnu, ml_dtypes.float8_e4m3fn, np.float32]
     takers = set()
-    for each in (case, wide):
+    for each in (case, wide, *(replace(wide, scale=dtype) for dtype in narrow)):
         q = tensor(kind, each)
         for scheme in SCHEMES.values():
             try:

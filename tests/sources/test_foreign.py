@@ -31,20 +31,11 @@ def modelopt(algo: str) -> dict[str, Any]:
 
 # As the tools write them in 2026: settings, and a layer's tensors by their endings, with dtypes.
 WRITTEN: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "compressed-tensors NVFP4": (
-        ct("nvfp4-pack-quantized"), {".weight_packed": "u1", ".weight_scale": "f2"}),
-    "compressed-tensors MXFP4": (
-        ct("mxfp4-pack-quantized"), {".weight_packed": "u1", ".weight_scale": "u1"}),
     "compressed-tensors MXFP8": (ct("mxfp8-quantized"), {".weight": "u1", ".weight_scale": "u1"}),
-    "ModelOpt NVFP4": (
-        modelopt("NVFP4"), {".weight": "u1", ".weight_scale": "f2", ".weight_scale_2": "f4"}),
     "ModelOpt INT4 AWQ": (modelopt("W4A16_AWQ"), {".weight": "u1", ".pre_quant_scale": "f2"}),
-    "ModelOpt mixed precision": (modelopt("MIXED_PRECISION"), {".weight": "u1"}),
-    "bitsandbytes NF4": (
-        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-        {".weight": "u1", ".weight.absmax": "u1", ".weight.quant_state.bitsandbytes__nf4": "u1"}),
-    "bitsandbytes LLM.int8()": (
-        {"quant_method": "bitsandbytes", "load_in_8bit": True}, {".weight": "i1", ".SCB": "f4"}),
+    "bitsandbytes FP4": (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+        {".weight": "u1", ".weight.absmax": "u1", ".weight.quant_state.bitsandbytes__fp4": "u1"}),
     "HQQ": ({"quant_method": "hqq", "quant_config": {}}, {".W_q": "u1", ".zero": "f2"}),
     "SINQ": ({"quant_method": "sinq", "nbits": 4}, {".W_q": "u1", ".scale2": "f2"}),
     "torchao": (
@@ -61,11 +52,6 @@ WRITTEN: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "ParoQuant": (
         {"quant_method": "paroquant", "bits": 4, "group_size": 128},
         {".qweight": "i4", ".qzeros": "i4", ".scales": "f2", ".theta": "f2"}),
-    "Quark MXFP4": (
-        {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}},
-        {".weight": "u1", ".weight_scale": "u1"}),
-    "MXFP4 as in gpt-oss": (
-        {"quant_method": "mxfp4"}, {".gate_up_proj_blocks": "u1", ".gate_up_proj_scales": "u1"}),
     "Google's mobile quantization": (
         {"quant_method": "gemma"}, {".weight": "u1", ".weight_scale": "f4"}),
     "SpQR": ({"quant_method": "spqr", "bits": 3}, {".dense_weights": "i8"}),

@@ -23,7 +23,7 @@ def four_bit_layers() -> list[tuple[Path, str]]:
         ckpt, source = Checkpoint.open(case), SOURCES[case.parent.name]
         for layer in source.layers(ckpt):
             q = source.read(ckpt, layer)
-            if isinstance(q, QTensor) and q.bits == 4:
+            if isinstance(q, QTensor) and q.kind == "uint4":
                 found.append((case, layer))
     return found
 

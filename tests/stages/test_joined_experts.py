@@ -10,14 +10,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from recognise_cases import GOLDEN as ROOT
 from recognise_cases import write
 
 from mlc_bridge import ConvertJob, InspectJob, convert_weight, inspect_checkpoint
 from mlc_bridge.errors import SourceError
 from mlc_bridge.models import MODELS
+from mlc_bridge.sources import Checkpoint, detect
 from mlc_bridge.stages.recognise import open_checkpoint
 
 Tensors = dict[str, np.ndarray]
+GOLDEN = ROOT / "sources"
 HIDDEN, INNER, COUNT = 256, 128, 4
 EXPERTS = "model.layers.0.mlp.experts"
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
@@ -140,3 +143,26 @@ def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
     (model / "config.json").write_text(json.dumps(uncounted))
     with pytest.raises(SourceError, match=r"no place for these tensors.*layers\.1"):
         convert_weight(ConvertJob(model, tmp_path / "other", "q4f16_1"))
+
+
+def test_mxfp4_of_gpt_oss(tmp_path: Path) -> None:
+    """Gate and up in turn, row by row, blocks and exponents; down as it is."""
+    golden = Checkpoint.open(GOLDEN / "mxfp4" / "gpt-oss-experts")
+    exact = Checkpoint.open(golden.path / "expected.safetensors")
+    experts = [f"model.layers.0.mlp.experts.{e}" for e in range(2)]
+    tensors = {
+        f"{EXPERTS}.{layer}_{part}": np.stack(
+            [golden.tensor(f"{x}.down_proj.weight_{part}") for x in experts]
+        )
+        for layer in ("gate_up_proj", "down_proj")
+        for part in ("blocks", "scales")
+    }
+    config = {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+    ckpt = open_checkpoint(write(tmp_path / "model", tensors, {**CONFIG, **config}))
+    source = detect(ckpt)
+    for x in experts:
+        rows = exact.tensor(f"{x}.down_proj.weight")
+        parts = {"down_proj": rows, "gate_proj": rows[::2], "up_proj": rows[1::2]}
+        for part, wanted in parts.items():
+            found = source.read(ckpt, f"{x}.{part}")
+            assert np.array_equal(found.dequantize(), wanted)  # type: ignore[union-attr]

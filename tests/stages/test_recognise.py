@@ -111,7 +111,9 @@ def _inspect_agrees(home: Path, kind: str, text: str) -> None:
     found = inspect_checkpoint(InspectJob(home))
     exact = {fit.scheme for fit in found.schemes if fit.exact}
     if kind == "scheme":
-        assert text in exact
+        assert text in exact | {layer.scheme for layer in found.layers}
+        stored = sum(layer.checkpoint_nbytes for layer in found.layers)
+        assert stored == found.nbytes
     else:
         told = any(text in finding for finding in found.findings)
         assert told or all(SCHEMES[name].quantizes("embedding") for name in exact)

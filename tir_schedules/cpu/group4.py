@@ -116,6 +116,10 @@ class GroupWeight:
             T.buffer_store(column, value, [lane])
         return T.bind(simd.load(column, [tirx.IntImm("int32", 0)], lanes))
 
+    def scales_along(self, n: ir.Expr, g: ir.Expr, count: int) -> ir.Expr:
+        """Scales of groups g ... g + count - 1 of channel n as float32; of NK words."""
+        return simd.widen(simd.load(self.scales, [n, g], count), count)
+
 
 def _match(c: Contraction, code: ir.Expr, middle: ir.Expr, scale: TensorLoad) -> GroupWeight | None:
     shifted = strip_casts(code.a) if isinstance(code, prim.BitwiseAnd) else None

@@ -144,7 +144,7 @@ class _Rows:
         if count == 1:
             g = s * columns // w.group
             return simd.splat(tirx.BufferLoad(w.scales, [n, g]).astype("float32"), lanes)
-        few = simd.widen(simd.load(w.scales, [n, s * count], count), count)
+        few = w.scales_along(n, s * count, count)
         return simd.shuffle(
             [few] * (lanes // count), [lane * count // lanes for lane in range(lanes)]
         )

@@ -22,9 +22,10 @@ from .float_gemv import FEW, emit_float_gemv
 from .gemm import Tiles, emit_gemm
 from .group4 import GroupWeight
 from .int16_gemm import emit_int16_gemm
+from .table4 import TableWeight
 from .vector_unit import VectorUnit
 
-LAYOUTS = (AwqWeight, GroupWeight, EvaluatedWeight)
+LAYOUTS = (AwqWeight, GroupWeight, TableWeight, EvaluatedWeight)
 Weight = AwqWeight | GroupWeight | EvaluatedWeight
 
 

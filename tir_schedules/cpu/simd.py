@@ -170,6 +170,16 @@ def subtract_pairs(a: ir.Expr, b: ir.Expr, lanes: int) -> ir.Expr:
     return tirx.reinterpret(f"int32x{lanes}", difference)
 
 
+def looked_up(table: Sequence[int], codes: ir.Expr, lanes: int) -> ir.Expr:
+    """int32 lanes whose every byte is `table[byte of codes]`, 16 bytes; zero for bytes from 128."""
+    words = [int.from_bytes(bytes(table[i : i + 4]), "little") for i in range(0, 16, 4)]
+    constants = [tirx.IntImm("uint32", words[lane % 4]) for lane in range(lanes)]
+    name = "llvm.x86.avx512.pshuf.b.512" if lanes == 16 else "llvm.x86.avx2.pshuf.b"
+    dtype = f"int8x{4 * lanes}"
+    whole, codes = (tirx.reinterpret(dtype, v) for v in (shuffle(constants, range(lanes)), codes))
+    return tirx.reinterpret(f"int32x{lanes}", tirx.call_llvm_pure_intrin(dtype, name, whole, codes))
+
+
 def _words(value: int, lanes: int) -> ir.Expr:
     return splat(tirx.IntImm("uint32", value), lanes)
 
