@@ -43,6 +43,7 @@ class Ernie45MoeConfig(ClassicConfig):
         return between and (layer + 1) % self.moe_layer_interval == 0
 
 
+SHARED = "mlp.shared_experts"
 # Of the class in transformers.
 DEFAULTS = {
     "vocab_size": 103424,
@@ -93,28 +94,25 @@ class Ernie45Moe(DecoderFamily):
         attention = Attention.of(config, rope, bias=bias, o_bias=bias)
         dense = Gated(config.intermediate_size, act, bias=bias)
         mlps = dense, self._experts(config)
-        layers = (
-            Layer(attention, mlps[config.sparse(i)], Pre(norm))
-            for i in range(config.num_hidden_layers)
-        )
+        sparse = map(config.sparse, range(config.num_hidden_layers))
+        layers = (Layer(attention, mlps[kind], Pre(norm)) for kind in sparse)
         return Decoder.of(config, layers, norm, tied=config.tie_word_embeddings)
 
     def _experts(self, config: Ernie45MoeConfig) -> Experts:
         inner, act = config.moe_intermediate_size, config.activation
         shared = inner * config.moe_num_shared_experts
-        path = "mlp.shared_experts"
-        correction = "e_score_correction_bias"
+        bias = "e_score_correction_bias"
         return Experts(
             Router(
                 config.moe_k,
                 renormalize=True,
                 floor=config.moe_norm_min,
-                correction=(f"mlp.gate.{correction}", f"mlp.moe_statics.{correction}"),
+                correction=(f"mlp.gate.{bias}", f"mlp.moe_statics.{bias}"),
             ),
             config.moe_num_experts,
             inner,
             activation=act,
-            shared=shared_mlp(shared, path, act, bias=config.use_bias) if shared else None,
+            shared=shared_mlp(shared, SHARED, act, bias=config.use_bias) if shared else None,
         )
 
 

@@ -23,8 +23,9 @@ from mlc_bridge.models.decoder import (
     Settings,
     hf_config,
 )
-from mlc_bridge.models.decoder.config import OURS, DecoderConfig, common
-from mlc_bridge.models.decoder.hf_config import GELU_TANH
+from mlc_bridge.models.decoder.config import OURS, common
+from mlc_bridge.models.decoder.hf_config import FULL, GELU_TANH
+from mlc_bridge.models.decoder.scaling import Scaled, scaling_of
 
 OUTSIDE = ("vocab_size", "tensor_parallel_shards", "max_batch_size")
 BOTH = ("context_window_size", "prefill_chunk_size", "sliding_window_size")
@@ -36,13 +37,12 @@ NAMES = Names(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma3TextConfig(DecoderConfig):
+class Gemma3TextConfig(Scaled):
     """MLC nests the text model in its block; ``rope_local_base_freq`` is ours."""
 
     hidden_activation: str
     position_embedding_base: float
     rope_local_base_freq: float
-    rope_scaling: dict[str, Any] | None
     query_pre_attn_scalar: float
     sliding_window_size: int
     sliding_window_pattern: int
@@ -52,8 +52,8 @@ class Gemma3TextConfig(DecoderConfig):
         block = super().asdict()
         text = {k: v for k, v in block.items() if k not in (*OUTSIDE, *OURS)}
         outer = {k: block[k] for k in (*OUTSIDE, *BOTH)}
-        ours = {k: v for k, v in block.items() if k in OURS}
-        return {**outer, "text_config": text, "is_text_model": True, **ours}
+        outer |= {k: v for k, v in block.items() if k in OURS}
+        return {**outer, "text_config": text, "is_text_model": True}
 
 
 # Of the class in transformers.
@@ -81,20 +81,15 @@ class Gemma3Text(DecoderFamily):
     def read(self, flat: Settings) -> Gemma3TextConfig:
         hf_config.expect(flat, "attention_bias", (False,), default=False)
         hf_config.expect(flat, "tie_word_embeddings", (True,))
-        for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
-            hf_config.expect(flat, cap, (None,))
-        pattern = hf_config.integer(
-            flat, "sliding_window_pattern", "_sliding_window_pattern", default=6
-        )
+        patterns = ("sliding_window_pattern", "_sliding_window_pattern")
+        pattern = hf_config.integer(flat, *patterns, default=6)
         hf_config.local_layers(flat, pattern)
         return Gemma3TextConfig(
             **common(flat),
-            hidden_activation=hf_config.expect(
-                flat, "hidden_activation", (GELU_TANH,), default=GELU_TANH
-            ),
-            position_embedding_base=hf_config.rope_theta(flat, 1_000_000, "full_attention"),
+            hidden_activation=hf_config.expect(flat, "hidden_activation", (GELU_TANH,)),
+            position_embedding_base=hf_config.rope_theta(flat, 1_000_000, FULL),
             rope_local_base_freq=hf_config.local_theta(flat),
-            rope_scaling=hf_config.rope_scaling(flat, ("linear",), "full_attention"),
+            rope_scaling=scaling_of(flat, FULL),
             query_pre_attn_scalar=hf_config.number(flat, "query_pre_attn_scalar", 256),
             sliding_window_size=hf_config.window(flat, "sliding_window_size", "sliding_window"),
             sliding_window_pattern=pattern,
@@ -102,28 +97,22 @@ class Gemma3Text(DecoderFamily):
 
     def decoder(self, config: Gemma3TextConfig) -> Decoder:
         norm, pattern = Norm(config.rms_norm_eps, offset=1.0), config.sliding_window_pattern
-        factor = (config.rope_scaling or {}).get("factor", 1.0)
         full = Attention.of(
             config,
-            rope=Rope(config.position_embedding_base, scale=1.0 / factor),
+            config.scaled_rope(config.position_embedding_base),
             norm=norm,
             query_width=config.query_pre_attn_scalar,
         )
-        local = replace(
-            full, rope=Rope(config.rope_local_base_freq), window=config.sliding_window_size
-        )
+        rope = Rope(config.rope_local_base_freq, rotary_dim=config.head_dim)
+        local = replace(full, rope=rope, window=config.sliding_window_size)
         mlp = Gated(config.intermediate_size, "gelu_tanh")
+        layers = (
+            Layer(local if (i + 1) % pattern else full, mlp, Sandwich(norm))
+            for i in range(config.num_hidden_layers)
+        )
+        scale = config.hidden_size**0.5
         return Decoder.of(
-            config,
-            layers=tuple(
-                Layer(local if (i + 1) % pattern else full, mlp, Sandwich(norm))
-                for i in range(config.num_hidden_layers)
-            ),
-            norm=norm,
-            tied=True,
-            embed_scale=config.hidden_size**0.5,
-            names=NAMES,
-            apart=("qkv",),
+            config, layers, norm, tied=True, embed_scale=scale, names=NAMES, apart=("qkv",)
         )
 
 

@@ -91,26 +91,14 @@ class Glm4Moe(DecoderFamily):
         )
 
     def decoder(self, config: Glm4MoeConfig) -> Decoder:
-        norm = Norm(config.rms_norm_eps)
-        attention = Attention.of(
-            config,
-            config.rope(),
-            bias=config.attention_bias,
-            norm=norm if config.use_qk_norm else None,
-        )
-        inner, act = config.moe_intermediate_size, config.activation
-        experts = Experts(
-            self._router(config),
-            config.n_routed_experts,
-            inner,
-            activation=act,
-            shared=shared_mlp(inner * config.n_shared_experts, "mlp.shared_experts", act),
-        )
-        dense = Gated(config.intermediate_size, act)
-        mlps = (
-            dense if i < config.first_k_dense_replace else experts
-            for i in range(config.num_hidden_layers)
-        )
+        norm, act = Norm(config.rms_norm_eps), config.activation
+        heads = norm if config.use_qk_norm else None
+        attention = Attention.of(config, config.rope(), bias=config.attention_bias, norm=heads)
+        inner, count = config.moe_intermediate_size, config.n_routed_experts
+        shared = shared_mlp(inner * config.n_shared_experts, "mlp.shared_experts", act)
+        experts = Experts(self._router(config), count, inner, activation=act, shared=shared)
+        dense, first = Gated(config.intermediate_size, act), config.first_k_dense_replace
+        mlps = (dense if i < first else experts for i in range(config.num_hidden_layers))
         layers = (Layer(attention, mlp, Pre(norm)) for mlp in mlps)
         return Decoder.of(config, layers, norm, tied=config.tie_word_embeddings)
 

@@ -28,7 +28,7 @@ class HunyuanConfig(ClassicConfig):
     attention_bias: bool
 
     def hunyuan_rope(self) -> Rope:
-        alpha = (self.rope_scaling or {}).get("alpha") if self._dynamic else None
+        alpha = (self.rope_scaling or {}).get("alpha") if self.dynamic else None
         if not alpha:
             return replace(self.rope(), before_norm=True)
         theta = stretched(self.rope_theta, alpha, self.head_dim)

@@ -1,7 +1,7 @@
 """Llama 1, 2, 3, 3.1, 3.2: rotary GQA decoder, RMS norms before each block, SiLU-gated MLP.
 
-Rope scaling is ``llama3`` (Llama 3.1 on); the head may be tied to the embedding. Query, key and
-value are fused to ``qkv_proj``, gate and up to ``gate_up_proj``.
+The rotary embedding may be scaled (``llama3`` from Llama 3.1 on); the head may be tied to the
+embedding. Query, key and value are fused to ``qkv_proj``, gate and up to ``gate_up_proj``.
 """
 
 from __future__ import annotations
@@ -18,21 +18,19 @@ from mlc_bridge.models.decoder import (
     Layer,
     Norm,
     Pre,
-    Rope,
     Settings,
     hf_config,
 )
-from mlc_bridge.models.decoder.config import DecoderConfig, common
-from mlc_bridge.models.decoder.rope import frozen
+from mlc_bridge.models.decoder.config import common
+from mlc_bridge.models.decoder.scaling import Scaled, scaling_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig(DecoderConfig):
+class LlamaConfig(Scaled):
     """MLC's ``model_config`` block of a llama."""
 
     tie_word_embeddings: bool
     position_embedding_base: float
-    rope_scaling: dict[str, Any] | None
     pipeline_parallel_stages: int = 1
     disaggregation: bool = False
 
@@ -47,7 +45,7 @@ def llama_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
         **common(flat),
         "tie_word_embeddings": bool(flat.get("tie_word_embeddings", False)),
         "position_embedding_base": hf_config.rope_theta(flat),
-        "rope_scaling": hf_config.rope_scaling(flat, ("llama3",)),
+        "rope_scaling": scaling_of(flat),
         "disaggregation": bool(flat.get("disaggregation", False)),
     }
 
@@ -75,8 +73,7 @@ class Llama(DecoderFamily):
 
     def decoder(self, config: LlamaConfig) -> Decoder:
         norm = Norm(config.rms_norm_eps)
-        rope = Rope(config.position_embedding_base, scaling=frozen(config.rope_scaling))
-        attention = Attention.of(config, rope=rope)
+        attention = Attention.of(config, config.scaled_rope(config.position_embedding_base))
         layer = Layer(attention, Gated(config.intermediate_size), Pre(norm))
         return Decoder.of(
             config,

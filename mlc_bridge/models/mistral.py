@@ -18,20 +18,23 @@ from mlc_bridge.models.decoder import (
     Layer,
     Norm,
     Pre,
-    Rope,
     Settings,
     hf_config,
 )
-from mlc_bridge.models.decoder.config import DecoderConfig, common
+from mlc_bridge.models.decoder.config import common
+from mlc_bridge.models.decoder.scaling import Scaled, scaling_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class MistralConfig(DecoderConfig):
-    """MLC's ``model_config`` block of a mistral."""
+class MistralConfig(Scaled):
+    """MLC's ``model_config`` block of a mistral, and what MLC's have not."""
 
     position_embedding_base: float
     sliding_window_size: int = -1
     attention_sink_size: int = 4
+    tie_word_embeddings: bool = False
+
+    unsaid = ("tie_word_embeddings", "rope_scaling")
 
 
 # Of the class in transformers.
@@ -56,21 +59,22 @@ class Mistral(DecoderFamily):
 
     def read(self, flat: Settings) -> MistralConfig:
         hf_config.expect(flat, "hidden_act", ("silu",), default="silu")
-        hf_config.expect(flat, "tie_word_embeddings", (False,), default=False)
-        hf_config.rope_scaling(flat, ())
         return MistralConfig(
             **common(flat),
             position_embedding_base=hf_config.rope_theta(flat),
             sliding_window_size=hf_config.window(flat, "sliding_window_size", "sliding_window"),
             attention_sink_size=hf_config.integer(flat, "attention_sink_size", default=4, least=-1),
+            tie_word_embeddings=bool(flat["tie_word_embeddings"]),
+            rope_scaling=scaling_of(flat),
         )
 
     def decoder(self, config: MistralConfig) -> Decoder:
         norm, window = Norm(config.rms_norm_eps), config.sliding_window_size
-        rope = Rope(config.position_embedding_base)
+        rope = config.scaled_rope(config.position_embedding_base)
         attention = Attention.of(config, rope=rope, window=window if window > 0 else None)
         layer = Layer(attention, Gated(config.intermediate_size), Pre(norm))
-        return Decoder.of(config, layers=(layer,) * config.num_hidden_layers, norm=norm)
+        layers = (layer,) * config.num_hidden_layers
+        return Decoder.of(config, layers, norm, tied=config.tie_word_embeddings)
 
 
 MISTRAL = Mistral()

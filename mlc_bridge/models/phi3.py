@@ -46,16 +46,12 @@ class Phi3Config(DecoderConfig):
     partial_rotary_factor: float
     sliding_window: int | None
 
+    unsaid = ("sliding_window",)
+
     @property
     def restart_beyond(self) -> int | None:
         trained = self.original_max_position_embeddings
         return trained if self.rope_scaling and self.context_window_size > trained else None
-
-    def asdict(self) -> dict[str, Any]:
-        block = super().asdict()
-        return (
-            block if self.sliding_window else {k: block[k] for k in block if k != "sliding_window"}
-        )
 
 
 # Of the class in transformers.

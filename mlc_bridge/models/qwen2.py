@@ -10,7 +10,6 @@ from mlc_bridge.models.decoder import (
     Layer,
     Norm,
     Pre,
-    Rope,
     Settings,
 )
 from mlc_bridge.models.decoder.qwen import C_ATTN, QWEN_DEFAULTS, QwenConfig, qwen_fields
@@ -25,7 +24,7 @@ class Qwen2(DecoderFamily):
 
     def decoder(self, config: QwenConfig) -> Decoder:
         norm = Norm(config.rms_norm_eps)
-        attention = Attention.of(config, rope=Rope(config.rope_theta), bias=True, qkv=C_ATTN)
+        attention = Attention.of(config, rope=config.rope, bias=True, qkv=C_ATTN)
         layer = Layer(attention, Gated(config.intermediate_size), Pre(norm))
         return Decoder.of(
             config,

@@ -13,7 +13,6 @@ from mlc_bridge.models.decoder import (
     Layer,
     Norm,
     Pre,
-    Rope,
     Router,
     Settings,
     hf_config,
@@ -68,7 +67,7 @@ class Qwen2Moe(DecoderFamily):
         )
 
     def decoder(self, config: Qwen2MoeConfig) -> Decoder:
-        norm, rope = Norm(config.rms_norm_eps), Rope(config.rope_theta)
+        norm, rope = Norm(config.rms_norm_eps), config.rope
         attention = Attention.of(config, rope, bias=config.qkv_bias, qkv=C_ATTN)
         experts = Experts(
             Router(config.num_experts_per_tok, config.norm_topk_prob),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from mlc_bridge.models.decoder import hf_config
 
@@ -36,6 +36,9 @@ class DecoderConfig:
     linear_layers: tuple[str, ...] = ()
     layer_schemes: dict[str, str] = field(default_factory=dict)
 
+    unsaid: ClassVar[tuple[str, ...]] = ()
+    """Keys that MLC's block of this architecture does not have, said only where they are set."""
+
     @property
     def restart_beyond(self) -> int | None:
         """Tokens beyond which a sequence that began shorter must be prefilled anew."""
@@ -44,7 +47,7 @@ class DecoderConfig:
     def asdict(self) -> dict[str, Any]:
         """MLC's block; what is ours (``OURS``) stands there only when there is some of it."""
         block = asdict(self)
-        ours = {key: block.pop(key) for key in OURS}
+        ours = {key: block.pop(key) for key in (*OURS, *self.unsaid)}
         lists = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if v}
         return {**block, **lists}
 

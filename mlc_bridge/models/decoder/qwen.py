@@ -11,6 +11,7 @@ from mlc_bridge.models.decoder.attention import QKV, Attention
 from mlc_bridge.models.decoder.config import DecoderConfig, common
 from mlc_bridge.models.decoder.norm import Norm
 from mlc_bridge.models.decoder.rope import Rope
+from mlc_bridge.models.decoder.scaling import Scaled, scaling_of
 
 # Of the classes in transformers.
 QWEN_DEFAULTS = {
@@ -32,13 +33,19 @@ C_ATTN = ("self_attn.c_attn", *QKV[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
-class QwenConfig(DecoderConfig):
+class QwenConfig(Scaled):
     """MLC's ``model_config`` block of a qwen2, and the beginning of the later ones."""
 
     hidden_act: str
     rope_theta: float
     tie_word_embeddings: bool = False
     dtype: str = "float32"
+
+    unsaid = ("rope_scaling",)
+
+    @property
+    def rope(self) -> Rope:
+        return self.scaled_rope(self.rope_theta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +99,11 @@ def qwen_fields(flat: Mapping[str, Any], largest_chunk: int) -> dict[str, Any]:
     if flat.get("sliding_window") and windowed:
         hf_config.expect(flat, "use_sliding_window", (False, None))
     hf_config.local_layers(flat, 1)
-    hf_config.rope_scaling(flat, ("mrope",))  # of a text prompt, whose positions are equal: plain
     return {
         **common(flat, largest_chunk),
         "hidden_act": hf_config.expect(flat, "hidden_act", ("silu",), default="silu"),
         "rope_theta": hf_config.rope_theta(flat),
+        "rope_scaling": scaling_of(flat),
         "tie_word_embeddings": bool(flat.get("tie_word_embeddings", False)),
         "dtype": str(flat.get("dtype") or "float32"),
     }
@@ -113,7 +120,7 @@ def qwen3_attention(config: Qwen3Config, norm: Norm) -> Attention:
     """With a norm on every query and key head."""
     return Attention.of(
         config,
-        rope=Rope(config.rope_theta),
+        rope=config.rope,
         bias=config.attention_bias,
         o_bias=config.attention_bias,
         norm=norm,
