@@ -99,14 +99,14 @@ def check_lib_file(lib: LibFile, model_dir: Path, device: str) -> None:
 def _loaded(path: Path, device: str) -> tuple[Any, Any, Any]:
     """The module, its virtual machine and the device."""
     import tvm
-    from tvm import relax
+    from tvm.runtime.vm import VirtualMachine  # tvm.relax is not in a runtime-only tvm
 
     check_elf(path)
     try:
         module = tvm.runtime.load_module(str(path))
         target = _device(device, module, path)
         # Before this every call into the lib, even to _metadata, is a null call.
-        vm = relax.VirtualMachine(module, target)
+        vm = VirtualMachine(module, target)
     except (AttributeError, RuntimeError, ValueError) as problem:
         if OBSERVER in str(problem):
             raise _calibrates(path) from problem

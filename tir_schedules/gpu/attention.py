@@ -12,7 +12,8 @@ from tvm.relax.frontend.nn.llm import kv_cache as tvm_kernels
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from .attention_decode import decode
+from . import choices
+from .attention_decode import USUAL, Plan, decode
 from .attention_function import Heads
 from .attention_prefill import prefill_paged, prefill_ragged, tree_paged, tree_ragged
 from .warp import compute_capability
@@ -58,12 +59,14 @@ def gpu_kv_cache_functions(
 
 
 def _ours(heads: Heads) -> dict[str, PrimFunc]:
+    chosen = choices.measured("decode").get(choices.attention(heads))
+    plan = Plan(**chosen) if chosen else USUAL
     return {
         "prefill_ragged": prefill_ragged(heads),
         "prefill": prefill_paged(heads),
-        "decode": decode(heads),
+        "decode": decode(heads, plan=plan),
         "prefill_sliding": prefill_paged(heads, sliding=True),
-        "decode_sliding": decode(heads, sliding=True),
+        "decode_sliding": decode(heads, sliding=True, plan=plan),
         "prefill_tree_paged": tree_paged(heads),
         "prefill_tree": tree_ragged(heads),
     }

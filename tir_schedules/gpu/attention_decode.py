@@ -3,10 +3,10 @@
     out = sum_p out_p 2**(lse_p - lse),    lse = log2 sum_p 2**lse_p     over the parts p of a row
 
 A step reads every cached row once, so all that counts is bytes under way. Work is cut into (KV
-head, part): the host chooses pages a part so that about `BLOCKS` blocks exist whatever the batch
+head, part): the host chooses pages a part so that about `Plan.blocks` blocks exist for any batch
 and the length; sequence b owns the parts from `b + page_indptr[b] / pages` on, which every block
 finds without a loop over the batch that depends on itself. Local layers cut only their window. One
-kernel leaves normalised parts and their lse in a workspace of `(batch + BLOCKS / heads)` rows, a
+kernel leaves normalised parts and their lse in a workspace of `(batch + blocks / heads)` rows, a
 second one joins them; a workspace is safe here, attention is never inside a CUDA graph.
 
 The query heads of a KV head are the 8 columns or rows of a tensor-core product, so their number is
@@ -54,22 +54,40 @@ from .attention_function import (
 )
 from .awq_pairs import weave
 
-BLOCKS = 528  # two waves of two blocks on 132 multiprocessors
-LEAST = 4  # pages of a part: one a warp
-WARPS = 4
 JOINERS = 8  # warps that join the parts of a row
 ROWS = 8  # query heads of one product
 
 
-def decode(heads: Heads, sliding: bool = False) -> PrimFunc:
+@dataclass(frozen=True)
+class Plan:
+    """What a measurement may choose: how many blocks to aim at, and warps of a block."""
+
+    blocks: int = 528  # two waves of two on 132 multiprocessors
+    warps: int = 4
+
+    def parts(self, heads: Heads, keys: int, batch: int = 1) -> tuple[int, int]:
+        """Pages of a part and blocks of a launch, for `batch` sequences of `keys` keys."""
+        pages, across = batch * -(-keys // heads.page), heads.num_kv * -(-heads.group // ROWS)
+        part = max(self.warps, -(-pages * across // self.blocks))
+        return part, (batch + pages // part) * across
+
+    def under_way(self, heads: Heads) -> int:
+        """Bytes of keys and values that a block has asked for while it waits."""
+        return self.warps * heads.page * heads.d * 2 * 2
+
+
+USUAL = Plan()
+
+
+def decode(heads: Heads, sliding: bool = False, plan: Plan = USUAL) -> PrimFunc:
     """`q, output [batch, num_q, d]`, `lse [batch, num_q]` float32 in base 2.
 
     `sliding`: `length_info [3, batch]` names a window of slots and an attention sink.
     """
-    return function("batch_decode_paged_kv", partial(_emit, heads, sliding))
+    return function("batch_decode_paged_kv", partial(_emit, heads, sliding, plan))
 
 
-def _emit(heads: Heads, sliding: bool, a: Arguments) -> None:
+def _emit(heads: Heads, sliding: bool, plan: Plan, a: Arguments) -> None:
     batch, pages = a.size("batch"), a.size("nnz_pages")
     q = a.tensor("q", (batch, heads.num_q, heads.d), heads.dtype)
     cache = a.tensor("pages", heads.pages(a.size("num_pages", "int64")), heads.dtype, view=True)
@@ -83,12 +101,12 @@ def _emit(heads: Heads, sliding: bool, a: Arguments) -> None:
     a.number("rope_theta", "float32")
     scale = a.number("sm_scale", "float32")
 
-    cut = _Cut.of(heads, scale, batch, pages, indptr)
+    cut = _Cut.of(heads, plan, scale, batch, pages, indptr)
     part_out = workspace("part_out", (cut.slots, heads.num_q, heads.d))
     part_lse = workspace("part_lse", (cut.slots, heads.num_q))
     tiles = -(-heads.group // ROWS)
     blocks = [cut.slots, i32(heads.num_kv * tiles)]
-    with warp.kernel("int32", blocks, WARPS) as (slot, tile, w, lane):
+    with warp.kernel("int32", blocks, plan.warps) as (slot, tile, w, lane):
         b = cut.sequence(slot, lane)
         some = T.bind(tirx.max(b, i32(0)))  # a part too many reads what there is and keeps nothing
         begin = T.bind(indptr[some])
@@ -104,7 +122,7 @@ def _emit(heads: Heads, sliding: bool, a: Arguments) -> None:
         start, stop = cut.range(slot, some, count, seen.first)
         stop = T.bind(tirx.Select(b < 0, start, stop))
         head, group = T.bind(ratio(tile, tiles)), T.bind(rest(tile, tiles) * ROWS)
-        block = _Block(heads, cache, values, begin, head, group, w, lane)
+        block = _Block(heads, plan.warps, cache, values, begin, head, group, w, lane)
         state = block.run(q, some, base2(scale), seen, start, stop)
         block.meet(state, part_out, part_lse, slot)
     _join(heads, cut, part_out, part_lse, output, lse, batch)
@@ -124,11 +142,17 @@ class _Cut:
 
     @classmethod
     def of(
-        cls, heads: Heads, scale: ir.Expr, batch: ir.Expr, pages: ir.Expr, indptr: ir.Var
+        cls,
+        heads: Heads,
+        plan: Plan,
+        scale: ir.Expr,
+        batch: ir.Expr,
+        pages: ir.Expr,
+        indptr: ir.Var,
     ) -> _Cut:
         def enough(total: ir.Expr) -> ir.Expr:
             blocks = total * (heads.num_kv * -(-heads.group // ROWS))
-            return tirx.max(i32(LEAST), warp.ceil_div(blocks, BLOCKS))
+            return tirx.max(i32(plan.warps), warp.ceil_div(blocks, plan.blocks))
 
         if heads.window is None:
             part = host("part_pages", enough(pages))
@@ -189,6 +213,7 @@ class _Block:
     """One part of one KV head for up to 8 of its query heads."""
 
     heads: Heads
+    warps: int
     cache: ir.Var
     values: ir.Var
     begin: ir.Expr  # of the sequence's page list
@@ -218,12 +243,12 @@ class _Block:
                 T.buffer_store(state.out, f32(0), [j, e])
         query = self._query(q, b, g, t)
         number = variable(self._number(start + self.warp, stop))
-        with T.serial(0, warp.ceil_div(tirx.max(stop - start, i32(0)), WARPS)) as i:
-            page = T.bind(start + i * WARPS + self.warp)
+        with T.serial(0, warp.ceil_div(tirx.max(stop - start, i32(0)), self.warps)) as i:
+            page = T.bind(start + i * self.warps + self.warp)
             with when(page < stop):
                 now = T.bind(number[0].astype("int64"))
                 keys, rows = self._load(now, page, seen.length, g, t)
-                T.buffer_store(number, self._number(page + WARPS, stop), [0])
+                T.buffer_store(number, self._number(page + self.warps, stop), [0])
                 scores = self._scores(query, keys, scale, seen, page, t)
                 self._weigh(state, scores, rows, t)
         return state
@@ -300,9 +325,9 @@ class _Block:
         heads, d = self.heads, self.heads.d
         some = min(ROWS, heads.group)
         # four floats more than a row holds: heads 2t lie in different banks
-        outs = T.alloc_buffer((WARPS, some, d + 4), "float32", scope="shared")
-        tops = T.alloc_buffer((WARPS, ROWS), "float32", scope="shared")
-        sums = T.alloc_buffer((WARPS, ROWS), "float32", scope="shared")
+        outs = T.alloc_buffer((self.warps, some, d + 4), "float32", scope="shared")
+        tops = T.alloc_buffer((self.warps, ROWS), "float32", scope="shared")
+        sums = T.alloc_buffer((self.warps, ROWS), "float32", scope="shared")
         g, t = T.bind(self.lane // 4), T.bind(self.lane % 4)
         total = of_all(state.den[0])
         with when(t == 0):
@@ -316,19 +341,19 @@ class _Block:
                             place = [self.warp, 2 * t + e, dim + g * (width // 2) + (2 * j + half)]
                             T.buffer_store(outs, state.out[at + j, 2 * half + e], place)
         warp.barrier()
-        threads = WARPS * warp.WARP
+        threads = self.warps * warp.WARP
         thread = T.bind(self.warp * warp.WARP + self.lane)
         with T.serial(0, i32(-(-some * d // threads))) as i:
             at = T.bind(i * threads + thread)
             h, dim = T.bind(ratio(at, d)), T.bind(rest(at, d))
             with when(tirx.all(h < some, self.group + h < heads.group)):
                 top = tops[0, h]
-                for v in range(1, WARPS):
+                for v in range(1, self.warps):
                     top = tirx.max(top, tops[v, h])
                 top = T.bind(top)
-                weights = [T.bind(warp.exp2(tops[v, h] - top)) for v in range(WARPS)]
-                total = T.bind(sum((sums[v, h] * weights[v] for v in range(WARPS)), f32(0)))
-                out = sum((outs[v, h, dim] * weights[v] for v in range(WARPS)), f32(0))
+                weights = [T.bind(warp.exp2(tops[v, h] - top)) for v in range(self.warps)]
+                total = T.bind(sum((sums[v, h] * weights[v] for v in range(self.warps)), f32(0)))
+                out = sum((outs[v, h, dim] * weights[v] for v in range(self.warps)), f32(0))
                 head = T.bind(self.head * heads.group + self.group + h)
                 T.buffer_store(part_out, out * inverse(total), [slot, head, dim])
                 with when(dim == 0):

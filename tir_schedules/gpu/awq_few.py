@@ -47,9 +47,36 @@ def applies(c: Contraction, weight: AwqLayout) -> bool:
     return same and weight.group % STEP == 0 and sorted(weight.shifts) == list(range(0, 32, 4))
 
 
-def emit_awq_few(c: Contraction, weight: AwqLayout, most_rows: int) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What a measurement may choose: neighbouring words of a lane, warps, steps loaded at once."""
+
+    words: int
+    warps: int
+    ahead: int
+
+    @classmethod
+    def usual(cls, n: int, parts: int) -> Plan:
+        """Without a measurement; `parts` of 8 rows."""
+        words = 2 if n >= ENOUGH * 8 * 2 * CODES else 1
+        return cls(words, 16 // (words * parts), 8 // (words * parts))
+
+    def fits(self, parts: int) -> bool:
+        """True where the warps' sums fit 48 KiB and the loads 128 registers."""
+        sums = self.warps * parts * ROWS * (8 * self.words * CODES + 4) * 4
+        return sums <= 48 << 10 and self.words * self.ahead * parts <= 16
+
+    def under_way(self) -> int:
+        """Bytes of words that a block has asked for while it waits."""
+        return self.warps * warp.WARP * self.ahead * 4 * 4 * self.words
+
+
+def emit_awq_few(
+    c: Contraction, weight: AwqLayout, most_rows: int, plan: Plan | None = None
+) -> None:
     """Emit the layer for at most `most_rows` (8 or 16) rows at the builder's current place."""
-    few = _Few(c, weight, -(-most_rows // ROWS))
+    parts = -(-most_rows // ROWS)
+    few = _Few(c, weight, parts, plan or Plan.usual(c.n, parts))
     few.emit()
 
 
@@ -58,11 +85,11 @@ class _Few:
     c: Contraction
     weight: AwqLayout
     parts: int  # of 8 rows
+    plan: Plan
 
     @property
     def words(self) -> int:
-        """Neighbouring words of a lane."""
-        return 2 if self.c.n >= ENOUGH * 8 * 2 * CODES else 1
+        return self.plan.words
 
     @property
     def channels(self) -> int:
@@ -71,7 +98,7 @@ class _Few:
 
     @property
     def warps(self) -> int:
-        return 16 // (self.words * self.parts)
+        return self.plan.warps
 
     @property
     def unit(self) -> int:
@@ -151,8 +178,7 @@ class _Block:
         with T.unroll(0, len(few.sums)) as i:
             T.buffer_store(acc, tirx.const(0.0, "float32"), [i])
         steps = few.unit // STEP
-        most = 8 // (few.words * few.parts)
-        at_once = max(d for d in (8, 4, 2, 1) if steps % d == 0 and d <= most)
+        at_once = max(d for d in (8, 4, 2, 1) if steps % d == 0 and d <= few.plan.ahead)
         with T.serial(0, c.const(steps // at_once)) as s:
             k = T.bind(k0 + s * (STEP * at_once) + t * 4)
             words, xs = self._load(k, at_once, columns, g)

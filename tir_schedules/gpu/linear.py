@@ -6,6 +6,7 @@ dynamic `m` costs nothing on the device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +19,8 @@ from ..awq_weight import AwqLayout
 from ..by_rows import Kernel, Kernels, emit_by_rows
 from ..contraction import NO_LAYER, Contraction, find
 from ..rule import Claim
-from . import awq_few, gemm
+from . import awq_few, choices, gemm
+from .choices import measured
 from .panels import AwqWords, Evaluated
 from .tile import TILES
 from .warp import compute_capability
@@ -45,12 +47,33 @@ class Linear:
         claim = self.claim(func, target)
         if not claim.applies or claim.layer is None:
             return None
-        with IRBuilder() as builder, T.sblock("root"):
-            T.reads([])
-            T.writes([])
-            emit_by_rows(claim.layer, claim.kernels)
-        body = builder.get()
-        return s_tir.Schedule(func.with_body(body))
+        return s_tir.Schedule(_with_body(func, partial(emit_by_rows, claim.layer, claim.kernels)))
+
+
+def planned(func: tirx.PrimFunc, plan: awq_few.Plan) -> tirx.PrimFunc | None:
+    """A 4-bit layer of known, few rows by one variant of its kernel; `None` where it has none."""
+    c = find(func)
+    layout = AwqLayout.match(c) if c is not None else None
+    if c is None or layout is None or not awq_few.applies(c, layout):
+        return None
+    rows = c.fixed_rows() or awq_few.MOST
+    if rows > awq_few.MOST or not plan.fits(-(-rows // awq_few.ROWS)):
+        return None
+    return _with_body(func, partial(awq_few.emit_awq_few, c, layout, rows, plan))
+
+
+def _with_body(func: tirx.PrimFunc, emit: Callable[[], None]) -> tirx.PrimFunc:
+    with IRBuilder() as builder, T.sblock("root"):
+        T.reads([])
+        T.writes([])
+        emit()
+    return func.with_body(builder.get()).with_attr("tirx.is_scheduled", True)
+
+
+def _awq_few(c: Contraction, layout: AwqLayout, rows: int) -> Kernel:
+    chosen = measured("awq_few").get(choices.layer(c.n, c.k, layout.group, rows))
+    plan = awq_few.Plan(**chosen) if chosen else None
+    return Kernel(f"awq_few {rows}", partial(awq_few.emit_awq_few, c, layout, rows, plan))
 
 
 def _kernels(c: Contraction, capability: int) -> Kernels:
@@ -61,11 +84,7 @@ def _kernels(c: Contraction, capability: int) -> Kernels:
     layout = AwqLayout.match(c)
     few: list[tuple[int | None, Kernel]] = []
     if layout is not None and awq_few.applies(c, layout):
-        sizes = (awq_few.ROWS, awq_few.MOST)
-        few = [
-            (rows, Kernel(f"awq_few {rows}", partial(awq_few.emit_awq_few, c, layout, rows)))
-            for rows in sizes
-        ]
+        few = [(rows, _awq_few(c, layout, rows)) for rows in (awq_few.ROWS, awq_few.MOST)]
     runs = (c.k, layout.group) if layout is not None and layout.group % 32 == 0 else (c.k,)
     tiles = [replace(tile, dtype=dtype).fit(*runs) for tile in TILES]
     weight = AwqWords.match(c, tiles[-1]) or Evaluated.match(c, tiles[-1])
