@@ -38,7 +38,7 @@ from mlc_bridge.stages.inspect_checkpoint import (
     inspect_checkpoint,
 )
 from mlc_bridge.stages.model_type import check_model_type
-from mlc_bridge.stages.quantize import QuantizeJob, quantize
+from mlc_bridge.stages.quantize import OPTION_HELP, QuantizeJob, quantize
 from mlc_bridge.stages.upload import UploadJob, upload
 from mlc_bridge.stages.verify import VerifyJob, verify
 
@@ -240,8 +240,9 @@ def _inspect(
 
 
 def _quantize(given: dict[str, Any], as_json: bool) -> None:
+    options = {name: given.pop(name) for name in OPTION_HELP if name in given}
     with Bars() as progress:
-        found = quantize(QuantizeJob(**given), progress)
+        found = quantize(QuantizeJob(**given, options=options), progress)
     show.as_json(found) if as_json else reports.quantization(found)
 
 
@@ -280,6 +281,7 @@ _command(
     QuantizeJob,
     _quantize,
     "Quantize a float checkpoint by a recipe; writes a checkpoint.",
+    OPTION_HELP,
 )
 _command("check", CheckJob, _check, "Check an MLC directory before an engine starts.")
 _stage_of_ours("upload", UploadJob, upload, "Upload an MLC directory to the Hugging Face hub.")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+Loss = Callable[..., float]
 Batches = Callable[[], Iterator[Any]]
 
 
@@ -48,6 +49,11 @@ class Block:
         """``[n, k]``, the tensor itself."""
         weight: Tensor = self.module(linear).weight.data
         return weight
+
+    def bias(self, linear: str) -> Any:
+        """``[n]`` as an array; None without one."""
+        bias = self.module(linear).bias
+        return None if bias is None else bias.data.numpy()
 
     def watch(self, groups: Iterable[Sequence[str]]) -> None:
         """Statistics of the inputs of these linear layers, one run through the layer."""
@@ -90,24 +96,41 @@ class Block:
             handle.remove()
         return found
 
-    def loss_of(self, pair: Pair) -> Callable[[Sequence[Tensor]], float] | None:
-        """How far the module that holds a pair's layers is off with other weights; None where the
-        layer stands alone.
+    def inputs_of(self, linear: str) -> list[Tensor]:
+        """What this linear layer sees, ``[samples, tokens, k]`` for every batch."""
+        return [args[0] for args, _, _ in self.calls(linear)]
+
+    def loss_of(self, pair: Pair) -> Loss:
+        """How far the module that holds a pair's layers is off with other weights, and with inputs
+        of these layers that were changed.
         """
-        if pair.inside in pair.linears:
-            return None
         torch = torch_here()
         module = self.module(pair.inside)
         calls = self.calls(pair.inside)
 
-        def loss(weights: Sequence[Tensor]) -> float:
-            with torch.no_grad(), self.replaced(dict(zip(pair.linears, weights, strict=True))):
+        def loss(weights: Sequence[Tensor], change: Callable[[Any], Any] | None = None) -> float:
+            new = dict(zip(pair.linears, weights, strict=True))
+            with torch.no_grad(), self.replaced(new), self._changed(pair.linears, change):
                 return sum(
                     float((_first(module(*args, **kwargs)) - out).square().sum())
                     for args, kwargs, out in calls
                 )
 
         return loss
+
+    @contextmanager
+    def _changed(self, names: Sequence[str], change: Callable[[Any], Any] | None) -> Iterator[None]:
+        """These linear layers with changed inputs."""
+        hooks = [
+            self.module(n).register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+            for n in names
+            if change is not None
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @contextmanager
     def replaced(self, weights: dict[str, Tensor]) -> Iterator[None]:

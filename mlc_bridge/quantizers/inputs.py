@@ -3,17 +3,21 @@
     dynamic   s = max|x| / 127 for every token, zero 0
     static    s = (max - min) / 255, z = -128 - round(min / s); the range holds 0
 
-Stored ranges: the mean over samples of each sample's extremes (method 1).
+Stored ranges: the mean over samples of each sample's extremes (method 1), torch's histogram search
+(2), or that only where max|x| / std is at most 50 (3).
 Origin: compressed-tensors' dynamic token strategy; msModelSlim's StatMinMaxObserver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mlc_bridge.quantizers.block import Block
+from mlc_bridge.quantizers.observe import histogram_ranges, scored
 from mlc_bridge.quantizers.outputs import Rounded, Static
 from mlc_bridge.quantizers.recipe import Recipe
 from mlc_bridge.quantizers.stats import Stats
@@ -22,10 +26,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def observed(recipe: Recipe, stats: Stats | None) -> Static | None:
+NARROW = 50.0
+Ranges = Mapping[str, tuple[float, float]]
+
+
+def stored(recipe: Recipe) -> bool:
+    """Whether the recipe stores scales of inputs."""
+    return recipe.inputs.kind in ("static", "mixed")
+
+
+def histograms(block: Block, recipe: Recipe, names: Sequence[str]) -> Ranges:
+    """Ranges by the histogram search, for the layers that want one (methods 2 and 3)."""
+    if not stored(recipe) or recipe.inputs.method == 1:
+        return {}
+    if recipe.inputs.method == 3:
+        scores = scored(block)
+        names = [n for n in names if scores[n].level <= NARROW]
+    return histogram_ranges(block, names)
+
+
+def observed(
+    recipe: Recipe, stats: Stats | None, ends: tuple[float, float] | None
+) -> Static | None:
     """The stored scale of an input; None where none is stored."""
-    if recipe.inputs.kind not in ("static", "mixed"):
+    if not stored(recipe):
         return None
+    if ends is not None:
+        return static(*ends, recipe.inputs.symmetric)
     assert stats is not None
     low = sum(a for a, _ in stats.ranges) / len(stats.ranges)
     high = sum(b for _, b in stats.ranges) / len(stats.ranges)
@@ -37,8 +64,8 @@ def static(low: float, high: float, symmetric: bool) -> Static:
     if symmetric:
         return Static(max(abs(low), abs(high), 1e-5) / 127, 128)
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = max(high - low, 1e-5) / 255
-    return Static(scale, round(-low / scale))
+    scale = np.float32(max(high - low, 1e-5)) / np.float32(255)
+    return Static(float(scale), int(np.rint(np.float32(-low) / scale)))
 
 
 def nearest(x: Tensor, static: Static | None) -> Tensor:

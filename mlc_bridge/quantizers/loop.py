@@ -21,13 +21,16 @@ from mlc_bridge.quantizers import edits, tensor_file
 from mlc_bridge.quantizers.block import Block
 from mlc_bridge.quantizers.chain import Chain
 from mlc_bridge.quantizers.extra import float32, torch_here
+from mlc_bridge.quantizers.grid import check_fits
 from mlc_bridge.quantizers.heldout import Heldout
 from mlc_bridge.quantizers.inputs import quantized_inputs
 from mlc_bridge.quantizers.layer_report import LayerReport, compared
+from mlc_bridge.quantizers.observe import cache_scales, scored
 from mlc_bridge.quantizers.outputs import OUTPUTS, Rounded
 from mlc_bridge.quantizers.recipe import OmniQuant, Recipe
 from mlc_bridge.quantizers.roundings import Format, is_rounded, round_block
-from mlc_bridge.quantizers.skeleton import Skeleton
+from mlc_bridge.quantizers.scores import Score, chosen
+from mlc_bridge.quantizers.skeleton import HEAD, Skeleton
 from mlc_bridge.quantizers.wiring import watch
 from mlc_bridge.sources.checkpoint import Checkpoint
 
@@ -43,6 +46,7 @@ class Work:
     """What is to be done: ``linears`` are the checkpoint's linear layers, ``samples`` token ids.
 
     ``heldout``: windows of token ids that only measure. ``floats``: layers that stay float.
+    ``dtype``: the model's, where config.json says another than the weights have.
     """
 
     ckpt: Checkpoint
@@ -52,6 +56,7 @@ class Work:
     samples: Sequence[Sequence[int]]
     heldout: Sequence[Sequence[int]]
     key: str
+    dtype: np.dtype[Any] | None = None
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Done:
     parts: list[Path] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
     measured: Mapping[str, float] = field(default_factory=dict)
+    floats: frozenset[str] = frozenset()
 
 
 def run(work: Work, folder: Path, told: Told) -> Done:
@@ -85,12 +91,16 @@ class _Loop:
         self.skeleton = Skeleton(work.ckpt)
         self.output = OUTPUTS[self.recipe.output.format]
         self.chains = self._chains()
+        self.floats = work.floats
         self.rotation = edits.rotation(self.recipe, self.skeleton)
 
     def run(self) -> Done:
         done, first = self._resumed()
         if first == 0:
             self._begin()
+        self.floats = done.floats = self._floats()
+        for name in sorted(self.work.linears - self.floats):
+            check_fits(self.recipe.weights, name, self.ckpt.matrix(f"{name}.weight"))
         n = self.skeleton.n_layers
         for i in range(first, n):
             self.told("quantize", i, n)
@@ -107,6 +117,32 @@ class _Loop:
             done.measured = Heldout(self.skeleton, self.chains, self.rotation).measure(
                 self.work.heldout, n)  # fmt: skip
         return done
+
+    def _floats(self) -> frozenset[str]:
+        """Layers left in float; where scores decide, after a pass through the edited model."""
+        keep, named = self.recipe.keep, self.work.floats
+        if not (keep.level or keep.threshold):
+            return named
+        for line in _lines(self.folder / STATE):
+            if "floats" in line:
+                return frozenset(line["floats"])
+        chain = Chain(self.folder, "scores", [len(s) for s in self.work.samples],
+                      self.skeleton.hidden)  # fmt: skip
+        self._fill(chain, self.work.samples, self.rotation)
+        scores: dict[str, Score] = {}
+        for i in range(self.skeleton.n_layers):
+            self.told("scores", i, self.skeleton.n_layers)
+            with self.skeleton.layer(i) as layer, torch_here().no_grad():
+                block = self._block(i, layer, chain)
+                self._edit(block)
+                scores |= {self.skeleton.name(i, n): s for n, s in scored(block).items()}
+                chain.advance(i, block)
+            chain.drop(i)
+        head = named & {HEAD}
+        order = [name for name in scores if name in self.work.linears]
+        found = chosen(keep, named - head, head, scores, order)
+        self._note({"floats": sorted(found)})
+        return found
 
     def _chains(self) -> dict[str, Chain]:
         chain = partial(Chain, self.folder, hidden=self.skeleton.hidden)
@@ -127,12 +163,12 @@ class _Loop:
         (self.folder / STATE).write_text(json.dumps({"job": self.work.key}) + "\n", "utf-8")
         for name, chain in self.chains.items():
             texts = self.work.samples if name in ("inputs", "targets") else self.work.heldout
-            rotated = self.rotation if name != "float" else None
-            chain.write(0, (self._embedded(text, rotated) for text in texts))
+            self._fill(chain, texts, self.rotation if name != "float" else None)
 
-    def _embedded(self, ids: Sequence[int], rotation: Any) -> Tensor:
-        x = self.skeleton.embed(np.asarray(ids, np.int64)[None])
-        return x if rotation is None else rotation.states(x)
+    def _fill(self, chain: Chain, texts: Sequence[Sequence[int]], rotation: Any) -> None:
+        """What the first layer sees."""
+        embedded = (self.skeleton.embed(np.asarray(ids, np.int64)[None]) for ids in texts)
+        chain.write(0, (x if rotation is None else rotation.states(x) for x in embedded))
 
     def _resumed(self) -> tuple[Done, int]:
         done, first = Done(), 0
@@ -155,16 +191,15 @@ class _Loop:
     def _layer(self, i: int) -> tuple[Path, list[LayerReport]]:
         torch = torch_here()
         with self.skeleton.layer(i) as layer, torch.no_grad():
-            block = self._block(i, layer)
+            block = self._block(i, layer, self.chains.get("inputs"))
             if "float" in self.chains:
                 self.chains["float"].advance(i, block)
-            if self.rotation is not None:
-                self.rotation.layer(block)
             self._edit(block)
             if "inputs" in self.chains and not self.recipe.chained:
                 self.chains["inputs"].advance(i, block)
             before = {n: block.weight(n).clone() for n in self._rounded_names(i, block)}
-            form = Format(self.recipe, self._dtype(i))
+            scales = cache_scales(block) if self.recipe.cache == "int8" else {}
+            form = Format(self.recipe, self._dtype(i), self.work.dtype or self._model_dtype(i))
             targets = self.chains.get("targets")
             if targets is not None:
                 targets.advance(i, block)
@@ -178,17 +213,19 @@ class _Loop:
             reports = [compared(f"{block.name}.{n}", before[n], block.weight(n), found[n],
                                 block.stats.get(n)) for n in before]  # fmt: skip
             part = self.folder / f"part-{i:05d}.safetensors"
-            tensor_file.write(part, self._tensors(i, block, found))
+            beside = {f"{block.name}.{n}": a for n, a in scales.items()}
+            tensor_file.write(part, {**self._tensors(i, block, found), **beside})
         return part, reports
 
-    def _block(self, i: int, layer: Any) -> Block:
+    def _block(self, i: int, layer: Any, inputs: Chain | None) -> Block:
         arguments = partial(self.skeleton.arguments, i)
         wiring = watch(layer, self.skeleton.hidden, arguments(2))
-        inputs = self.chains.get("inputs")
         batches = (lambda: inputs.batches(i)) if inputs is not None else (lambda: iter(()))
         return Block(self.skeleton.name(i), layer, wiring, arguments, batches)
 
     def _edit(self, block: Block) -> None:
+        if self.rotation is not None:
+            self.rotation.layer(block)
         if not self.recipe.needs_data:
             return
         block.watch(block.wiring.linears)
@@ -198,20 +235,23 @@ class _Loop:
     def _rounded_names(self, i: int, block: Block) -> list[str]:
         names = [n for group in block.wiring.linears for n in group]
         every = [n for n in names if self.skeleton.name(i, n) in self.work.linears]
-        kept = self.work.floats
+        kept = self.floats
         return [
             n for n in every if is_rounded(self.recipe) and self.skeleton.name(i, n) not in kept
         ]
 
     def _dtype(self, i: int) -> np.dtype[Any]:
-        """Of scales and float tensors."""
+        """Of scales and edited tensors."""
         wished = self.recipe.output.dtype
+        if self.recipe.output.format == "msmodelslim":
+            return np.dtype(np.float32)
+        return np.dtype(_dtype(wished)) if wished else self._model_dtype(i)
+
+    def _model_dtype(self, i: int) -> np.dtype[Any]:
         weight = next(n for n in self.ckpt.names if n.startswith(f"{self.skeleton.name(i)}."))
-        return np.dtype(_dtype(wished)) if wished else self.ckpt.dtype(weight)
+        return self.ckpt.dtype(weight)
 
     def _store(self) -> Callable[[Tensor], Tensor]:
-        if self.recipe.output.format == "msmodelslim":
-            return lambda t: t
         dtype = self._dtype(0)
         return lambda t: float32(t.numpy().astype(dtype))
 
@@ -230,17 +270,19 @@ class _Loop:
                     continue
                 if suffix == "bias" and found[module].bias is not None:
                     continue
+            tensor = self.ckpt.tensor(name)
             if module in block.edited:
-                tensors[name] = changed[inside].detach().numpy().astype(dtype)
-            else:
-                tensors[name] = self.ckpt.tensor(name)
+                tensor = changed[inside].detach().numpy().astype(dtype)
+            tensors.update(self.output.floats(name, tensor, self.recipe))
         return tensors
 
     def _rest(self) -> Path:
         """Embedding, final norm and head."""
         inside = f"{self.skeleton.prefix}layers."
         names = [n for n in self.ckpt.names if not n.startswith(inside)]
-        tensors = {n: self.ckpt.tensor(n) for n in names}
+        tensors: dict[str, Array] = {}
+        for name in names:
+            tensors |= self.output.floats(name, self.ckpt.tensor(name), self.recipe)
         if self.rotation is not None:
             tensors |= self.rotation.rest(self._dtype(0))
         part = self.folder / "part-rest.safetensors"

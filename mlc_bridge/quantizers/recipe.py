@@ -54,10 +54,14 @@ class Grid(Form):
 
 
 class Awq(Form):
-    """Scale input channels by how large activations are there; ``awq.py``."""
+    """Scale input channels by how large activations are there; ``awq.py``.
+
+    ``first_batch``: msModelSlim's m3: norms alone, mean|x| of the first sample alone.
+    """
 
     method: Literal["awq"] = "awq"
     version: Literal["v1", "v2"] = "v2"
+    first_batch: bool = False
     steps: Annotated[int, Field(ge=1)] = 20
 
 

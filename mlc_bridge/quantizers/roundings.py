@@ -15,11 +15,14 @@ from mlc_bridge.quantizers.block import Block
 from mlc_bridge.quantizers.clip import clipped, is_clipped
 from mlc_bridge.quantizers.extra import float32
 from mlc_bridge.quantizers.gptq import gptq
-from mlc_bridge.quantizers.grid import Affine, check_fits, qtensor
-from mlc_bridge.quantizers.inputs import observed
+from mlc_bridge.quantizers.grid import Affine, qtensor
+from mlc_bridge.quantizers.inputs import histograms, observed, stored
+from mlc_bridge.quantizers.omniquant import omniquant
 from mlc_bridge.quantizers.outputs import Rounded
-from mlc_bridge.quantizers.recipe import Gptq, NoRounding, Recipe
+from mlc_bridge.quantizers.progressive import progressive
+from mlc_bridge.quantizers.recipe import Gptq, NoRounding, OmniQuant, Progressive, Recipe, Sparse
 from mlc_bridge.quantizers.rtn import rtn
+from mlc_bridge.quantizers.sparse import sparse
 from mlc_bridge.quantizers.stats import Stats
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ Targets = Callable[[], Iterator[Any]]
 class Format:
     recipe: Recipe
     dtype: np.dtype[Any]
+    model_dtype: np.dtype[Any]
 
     def store(self, scale: Tensor) -> Tensor:
         """A scale as a reader of the file sees it."""
@@ -47,10 +51,13 @@ def round_block(
 ) -> dict[str, Rounded]:
     """Round the layers ``names``; their weights in the block become what the codes mean."""
     recipe = form.recipe
-    for name in names:
-        check_fits(recipe.weights, f"{block.name}.{name}", tuple(block.weight(name).shape))
-    if recipe.inputs.kind in ("static", "mixed") and recipe.scalings:
+    if stored(recipe) and recipe.scalings:
         block.watch(block.wiring.linears)  # ranges of the edited inputs
+    ranges = histograms(block, recipe, names)
+    learned: dict[str, Affine] = {}
+    if isinstance(recipe.rounding, OmniQuant):
+        assert targets is not None
+        learned = omniquant(block, names, recipe.weights, recipe.rounding, form.store, targets)
     found: dict[str, Rounded] = {}
     for group in block.wiring.linears:
         chosen = [n for n in group if n in names]
@@ -59,10 +66,21 @@ def round_block(
         if recipe.sequential and recipe.needs_data:
             block.watch([group])
         for name in chosen:
-            codes, affine, perm = round_one(name, block.weight(name), block.stats.get(name), form)
+            w = block.weight(name)
+            if name in learned:
+                codes, affine = learned[name].encode(w), learned[name]
+                perm, second = None, None
+            elif isinstance(recipe.rounding, Progressive):
+                codes, affine, first = progressive(w, recipe.weights)
+                perm, second = None, first.numpy()
+            else:
+                second = None
+                codes, affine, perm = round_one(name, w, block.stats.get(name), form)
             order = None if perm is None else perm.numpy()
             q = qtensor(codes, affine, form.dtype, order)
-            found[name] = Rounded(q, observed(recipe, block.stats.get(name)))
+            inputs = observed(recipe, block.stats.get(name), ranges.get(name))
+            dtype = str(form.model_dtype)
+            found[name] = Rounded(q, inputs, block.bias(name), second, dtype)
             block.module(name).weight.data = float32(q.dequantize())
     return found
 
@@ -76,6 +94,8 @@ def round_one(
     if isinstance(how, Gptq):
         assert stats is not None
         return gptq(w, stats, grid, how, form.store)
+    if isinstance(how, Sparse):
+        return (*sparse(w, grid, how), None)
     if recipe.clip and is_clipped(name):
         assert stats is not None
         w = clipped(w, stats, grid, form.store)

@@ -23,6 +23,7 @@ from mlc_bridge.errors import ConfigError, SourceError
 from mlc_bridge.quantizers import loop, tensor_file
 from mlc_bridge.quantizers.keep import kept
 from mlc_bridge.quantizers.layer_report import LayerReport
+from mlc_bridge.quantizers.msmodelslim import OPTIONS
 from mlc_bridge.quantizers.outputs import OUTPUTS
 from mlc_bridge.quantizers.read_recipe import read_recipe
 from mlc_bridge.quantizers.recipe import Recipe
@@ -37,6 +38,7 @@ from mlc_bridge.stages.recognise import Surveyed, detected, open_checkpoint, sur
 
 CONFIG = "config.json"
 WORK = ".mlc-bridge-quantize"
+OPTION_HELP = {name: f"msModelSlim's: {text}" for name, (_, text) in OPTIONS.items()}
 WRITES = (
     CONFIG, "generation_config.json", "quant_model_description*.json", *COPIED, *REPORTS,
     "model*.safetensors", "model.safetensors.index.json", "quant_model_weight*",
@@ -133,13 +135,18 @@ def _written(
     """All files of the checkpoint into the workspace."""
     recipe, ckpt, temp = plan.recipe, plan.work.ckpt, space.temp
     form = OUTPUTS[recipe.output.format]
-    files = tensor_file.assemble(done.parts, temp, form.stem, recipe.output.shard_bytes)
+    stem = form.stem(recipe)
+    files = tensor_file.assemble(done.parts, temp, stem, recipe.output.shard_bytes)
+    names = Checkpoint.open(temp / files[-1], temp).names
+    quantized = [layer.layer for layer in done.layers]
+    for name, text in form.described(recipe, names, quantized).items():
+        (temp / name).write_text(text, "utf-8")
     plan.tokenizer.write(temp)
     generation = ckpt.path / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, temp / generation.name)
     config = {**ckpt.config, **({"tie_word_embeddings": False} if recipe.rotations else {})}
-    settings = form.settings(recipe, sorted(plan.work.floats), config)
+    settings = form.settings(recipe, sorted(done.floats), config)
     (temp / CONFIG).write_text(json.dumps(settings, indent=2), "utf-8")
     found = QuantizeReport(
         output=output,
@@ -147,7 +154,7 @@ def _written(
         format=form.name,
         files=tuple(files),
         layers=tuple(done.layers),
-        float_layers=tuple(sorted(plan.work.floats)),
+        float_layers=tuple(sorted(done.floats)),
         samples=len(plan.work.samples),
         tokens=sum(len(s) for s in plan.work.samples),
         measured=dict(done.measured),
@@ -163,7 +170,7 @@ def _written(
 
 
 def _plan(job: QuantizeJob) -> Plan:
-    recipe = _recipe(job)
+    recipe, named = _recipe(job)
     OUTPUTS[recipe.output.format].check(recipe)
     ckpt, source = detected(open_checkpoint(job.model_dir))
     if source.name != "dense":
@@ -176,7 +183,7 @@ def _plan(job: QuantizeJob) -> Plan:
     notes = [*recipe.notes, *found.notes]
     samples: Sequence[Sequence[int]] = ()
     if recipe.needs_data:
-        samples, told = texts(job.dataset, recipe.calibration, tokenizer)
+        samples, told = texts(job.dataset or named, recipe.calibration, tokenizer)
         notes += told
     elif job.dataset is not None:
         notes.append("this recipe looks at no data: the data set was not read")
@@ -186,9 +193,9 @@ def _plan(job: QuantizeJob) -> Plan:
     return Plan(job, recipe, work, tokenizer, tuple(notes))
 
 
-def _recipe(job: QuantizeJob) -> Recipe:
-    """The job's recipe with what the job says itself."""
-    recipe = read_recipe(job.recipe, job.options)
+def _recipe(job: QuantizeJob) -> tuple[Recipe, str | None]:
+    """The job's recipe with what the job says itself, and the data that a recipe names."""
+    recipe, named = read_recipe(job.recipe, job.options)
     given = {
         "samples": job.num_calibration_samples,
         "length": job.calibration_length,
@@ -199,7 +206,7 @@ def _recipe(job: QuantizeJob) -> Recipe:
     values["calibration"] |= calibration
     if job.output_format is not None:
         values["output"] |= {"format": job.output_format, "folder": None}
-    return Recipe.of(values, job.recipe or "quantize")
+    return Recipe.of(values, job.recipe or "quantize"), named
 
 
 def _linears(found: Surveyed) -> frozenset[str]:

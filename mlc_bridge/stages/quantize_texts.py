@@ -48,7 +48,8 @@ def texts(
 
 def windows(heldout: str | Path, tokenizer: TokenizerFiles) -> tuple[tuple[int, ...], ...]:
     """A text in windows of ``WINDOW`` predictions, the last one shorter."""
-    ids = [i for r in read_records(heldout) for i in tokenizer.encode(r.text or _text(r, None))]
+    # Plain text comes in pieces: encoded as one, or tokens would break where it was cut.
+    ids = tokenizer.encode("".join(_text(r, None) for r in read_records(heldout)))
     cut = (tuple(ids[i : i + WINDOW + 1]) for i in range(0, len(ids) - 1, WINDOW))
     return tuple(w for w in cut if len(w) > 1)
 

@@ -12,7 +12,7 @@ import numpy as np
 from mlc_bridge.packing import Array
 from mlc_bridge.quantizers.tensor_file import write
 
-HIDDEN, INTERMEDIATE, HEADS, KV, DIM, VOCAB = 64, 128, 4, 2, 16, 4096
+HIDDEN, INTERMEDIATE, HEADS, KV, DIM, VOCAB = 64, 128, 4, 4, 16, 4096
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/models/stdlib-llama-7m"
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

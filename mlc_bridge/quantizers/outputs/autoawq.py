@@ -21,13 +21,12 @@ import numpy as np
 
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.packing import AWQ, Array, repack
-from mlc_bridge.quantizers.outputs.output import Rounded
+from mlc_bridge.quantizers.outputs.output import Output, Rounded
 from mlc_bridge.quantizers.recipe import Gptq, Recipe
 
 
-class AutoAwq:
+class AutoAwq(Output):
     name = "autoawq"
-    stem = "model"
 
     def check(self, recipe: Recipe) -> None:
         grid, how = recipe.weights, recipe.rounding

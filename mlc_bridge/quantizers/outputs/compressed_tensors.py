@@ -26,15 +26,14 @@ import numpy as np
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.packing import Array, Packing, repack
 from mlc_bridge.qtensor import QTensor
-from mlc_bridge.quantizers.outputs.output import Rounded
+from mlc_bridge.quantizers.outputs.output import Output, Rounded
 from mlc_bridge.quantizers.recipe import Gptq, Progressive, Recipe
 
 VERSION = "0.19.0"
 
 
-class CompressedTensors:
+class CompressedTensors(Output):
     name = "compressed-tensors"
-    stem = "model"
 
     def check(self, recipe: Recipe) -> None:
         if isinstance(recipe.rounding, Progressive):

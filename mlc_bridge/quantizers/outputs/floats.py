@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlc_bridge.packing import Array
-from mlc_bridge.quantizers.outputs.output import Rounded
+from mlc_bridge.quantizers.outputs.output import Output, Rounded
 from mlc_bridge.quantizers.recipe import Recipe
 
 
-class Floats:
+class Floats(Output):
     name = "float"
-    stem = "model"
 
     def check(self, recipe: Recipe) -> None:
         return
