@@ -158,10 +158,10 @@ class Block:
             s = torch_here().where(new == 0, s, gain / new)
         else:
             rows = slice(*pair.rows)
-            feeder.weight.data[rows] /= s[:, None]
+            feeder.weight.data[rows] /= pair.of_feeder(s)[:, None]
         if getattr(feeder, "bias", None) is not None:
             part = slice(None) if pair.rows is None else slice(*pair.rows)
-            feeder.bias.data[part] /= s
+            feeder.bias.data[part] /= pair.of_feeder(s)
         for name in pair.linears:
             self.weight(name).mul_(s)
             if name in self.stats:

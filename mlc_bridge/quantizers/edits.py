@@ -10,7 +10,7 @@ from mlc_bridge.quantizers.awq import awq
 from mlc_bridge.quantizers.block import Block
 from mlc_bridge.quantizers.flex import flex
 from mlc_bridge.quantizers.grid import Store
-from mlc_bridge.quantizers.inputs import nearest
+from mlc_bridge.quantizers.inputs import nearest, static
 from mlc_bridge.quantizers.os_plus import os_plus
 from mlc_bridge.quantizers.outliers import outliers
 from mlc_bridge.quantizers.recipe import Awq, Flex, OsPlus, Outliers, Recipe, Smooth
@@ -27,7 +27,8 @@ Find = Callable[[Any, Block, Pair, Recipe, Store], "Tensor | None"]
 
 def apply(edit: Any, block: Block, recipe: Recipe, store: Store) -> None:
     """One edit of the recipe on every pair of the block that it concerns."""
-    for pair in block.wiring.pairs:
+    shared = isinstance(edit, Smooth)
+    for pair in (p for p in block.wiring.pairs if shared or p.repeat == 1):
         s = FIND[type(edit)](edit, block, pair, recipe, store)
         if s is not None:
             block.scale(pair, s, store)
@@ -45,11 +46,18 @@ def _weights(block: Block, pair: Pair) -> list[Tensor]:
 def _awq(edit: Awq, block: Block, pair: Pair, recipe: Recipe, store: Store) -> Tensor | None:
     if edit.first_batch and not pair.is_norm:
         return None
-    loss = None if pair.inside in pair.linears else block.loss_of(pair)
+    loss: Any = None if pair.inside in pair.linears else block.loss_of(pair)
     stats = block.stats[pair.linears[0]]
     if edit.first_batch:
         assert stats.first_mean is not None
         stats = replace(stats, total=stats.first_mean * stats.tokens)
+        first = block.inputs_of(pair.linears[0])[0][0]
+        before = _weights(block, pair)
+
+        def loss(near: Any) -> float:
+            pairs = zip(near, before, strict=True)
+            return sum(float((first @ (a - b).T).square().mean()) for a, b in pairs)
+
     return awq(_weights(block, pair), stats, recipe.weights, edit, store, loss)
 
 
@@ -57,7 +65,8 @@ def _smooth(edit: Smooth, block: Block, pair: Pair, recipe: Recipe, store: Store
     if not (pair.is_norm or edit.outputs):
         return None
     largest = block.stats[pair.linears[0]].largest
-    return smooth(largest, _weights(block, pair), edit.alpha, edit.beta)
+    s = smooth(largest, _weights(block, pair), edit.alpha, edit.beta)
+    return pair.shared(s)
 
 
 def _os_plus(edit: OsPlus, block: Block, pair: Pair, recipe: Recipe, store: Store) -> Tensor | None:
@@ -85,11 +94,13 @@ def _flex(edit: Flex, block: Block, pair: Pair, recipe: Recipe, store: Store) ->
     weights = _weights(block, pair)
 
     def loss(s: Tensor) -> float:
+        ends = [(float((x / s).min()), float((x / s).max())) for x in inputs]
+        whole = static(min(a for a, _ in ends), max(b for _, b in ends), False)
         wrong = total = 0.0
         for x in inputs:
             for w in weights:
                 out = x @ w.T
-                near = nearest(x / s, None) @ nearest(w * s, None).T
+                near = nearest(x / s, whole) @ nearest(w * s, None).T
                 wrong += float((near - out).square().sum())
                 total += float(out.square().sum())
         return (wrong / max(total, 1e-30)) ** 0.5

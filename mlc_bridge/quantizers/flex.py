@@ -3,9 +3,9 @@
     s = clamp(max|x|^alpha max|W|^-beta, 1e-5)
     e(s) = rms(Qa(x / s) Qw(W s)^T - x W^T) / rms(x W^T)
 
-First alpha = 0, 0.05 ... 1 with beta = 1 - alpha, then beta with alpha fixed; symmetric int8, a
-scale for each row of weights and for each token; of equal errors the later value. What the user
-fixes is not searched.
+with weights by row and inputs as one tensor (asymmetric, all samples together), in int8. First
+alpha = 0, 0.05 ... 1 with beta = 1 - alpha, then beta with alpha fixed; of equal errors the later
+value. What the user fixes is not searched.
 
 Origin: msModelSlim 26.1.0 (v1's flex_smooth_quant).
 """

@@ -59,6 +59,35 @@ def observed(
     return static(low, high, recipe.inputs.symmetric)
 
 
+@contextmanager
+def settling(block: Block, recipe: Recipe, names: Sequence[str]) -> Iterator[dict[str, Static]]:
+    """msModelSlim's calibration: each layer's stored scale follows the samples, one by one, and
+    what the layer puts out meanwhile is that of inputs quantized with the scale so far.
+
+    The mapping that it gives is filled by what runs inside.
+    """
+    found: dict[str, Static] = {}
+    seen = dict.fromkeys(names, (0.0, 0.0, 0))
+
+    def hook(name: str) -> Callable[[Any, Any], Any]:
+        def before(_: Any, args: Any) -> Any:
+            low, high, count = seen[name]
+            seen[name] = low, high, count = (
+                low + float(args[0].min()), high + float(args[0].max()), count + 1,
+            )  # fmt: skip
+            found[name] = static(low / count, high / count, recipe.inputs.symmetric)
+            return (nearest(args[0], found[name]), *args[1:])
+
+        return before
+
+    hooks = [block.module(n).register_forward_pre_hook(hook(n)) for n in names]
+    try:
+        yield found
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
 def static(low: float, high: float, symmetric: bool) -> Static:
     """Scale and zero (of codes 0 .. 255) of a range."""
     if symmetric:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from mlc_bridge.quantizers.chain import Chain
 from mlc_bridge.quantizers.extra import float32, torch_here
 from mlc_bridge.quantizers.grid import check_fits
 from mlc_bridge.quantizers.heldout import Heldout
-from mlc_bridge.quantizers.inputs import quantized_inputs
+from mlc_bridge.quantizers.inputs import quantized_inputs, settling, stored
 from mlc_bridge.quantizers.layer_report import LayerReport, compared
 from mlc_bridge.quantizers.observe import cache_scales, scored
 from mlc_bridge.quantizers.outputs import OUTPUTS, Rounded
@@ -195,7 +195,8 @@ class _Loop:
             if "float" in self.chains:
                 self.chains["float"].advance(i, block)
             self._edit(block)
-            if "inputs" in self.chains and not self.recipe.chained:
+            settles = self._settles()
+            if "inputs" in self.chains and not self.recipe.chained and not settles:
                 self.chains["inputs"].advance(i, block)
             before = {n: block.weight(n).clone() for n in self._rounded_names(i, block)}
             scales = cache_scales(block) if self.recipe.cache == "int8" else {}
@@ -205,6 +206,8 @@ class _Loop:
                 targets.advance(i, block)
             wanted = None if targets is None else lambda: targets.batches(i + 1)
             found = round_block(block, list(before), form, wanted)
+            if settles:
+                found = self._settled(i, block, found)
             with quantized_inputs(block, self.recipe, found):
                 if "inputs" in self.chains and self.recipe.chained:
                     self.chains["inputs"].advance(i, block)
@@ -222,6 +225,18 @@ class _Loop:
         wiring = watch(layer, self.skeleton.hidden, arguments(2))
         batches = (lambda: inputs.batches(i)) if inputs is not None else (lambda: iter(()))
         return Block(self.skeleton.name(i), layer, wiring, arguments, batches)
+
+    def _settles(self) -> bool:
+        """Whether stored scales are taken the way msModelSlim takes them."""
+        recipe = self.recipe
+        tool = recipe.output.format == "msmodelslim" and recipe.inputs.method == 1
+        return tool and stored(recipe)
+
+    def _settled(self, i: int, block: Block, found: dict[str, Rounded]) -> dict[str, Rounded]:
+        chain = self.chains["inputs"]
+        with settling(block, self.recipe, list(found)) as scales:
+            chain.write(i + 1, (block(x) for x in chain.batches(i, 1)))
+        return {name: replace(r, inputs=scales[name]) for name, r in found.items()}
 
     def _edit(self, block: Block) -> None:
         if self.rotation is not None:

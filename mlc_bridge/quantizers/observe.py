@@ -40,7 +40,7 @@ def _run(block: Block, hooks: Iterable[Any]) -> None:
             block(x)
 
 
-def _inputs(block: Block, names: Sequence[str], see: Callable[[str, Tensor], None]) -> None:
+def _inputs(block: Block, names: Sequence[str], see: Callable[[str, Tensor], object]) -> None:
     """``see`` gets every sample ``[tokens, k]`` of these layers' inputs."""
 
     def hook(name: str) -> Callable[[Any, Any], None]:
@@ -68,7 +68,7 @@ def histogram_ranges(block: Block, names: Sequence[str]) -> dict[str, tuple[floa
         from torch.ao.quantization.observer import HistogramObserver
 
         found = {name: HistogramObserver(dtype=torch.quint8) for name in names}
-        _inputs(block, names, lambda name, x: found[name](x[None]) and None)
+        _inputs(block, names, lambda name, x: found[name].forward(x[None]))
         ends = {name: o._non_linear_param_search() for name, o in found.items()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 

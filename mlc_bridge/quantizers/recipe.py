@@ -56,7 +56,8 @@ class Grid(Form):
 class Awq(Form):
     """Scale input channels by how large activations are there; ``awq.py``.
 
-    ``first_batch``: msModelSlim's m3: norms alone, mean|x| of the first sample alone.
+    ``first_batch``: msModelSlim's m3: norms alone, by the first sample's mean|x| and the error of
+    each layer's own output on it.
     """
 
     method: Literal["awq"] = "awq"

@@ -40,5 +40,4 @@ def _threshold(size: Tensor, how: Sparse) -> Tensor:
     rows = size if how.per_row else size.reshape(1, -1)
     count = int(rows.shape[1] * how.fraction)
     ordered = rows.sort(1, descending=True).values
-    at = max(count - 1, 0) if how.per_row else count
-    return ordered[:, at : at + 1]
+    return ordered[:, max(count - 1, 0)][:, None]

@@ -30,6 +30,19 @@ class Pair:
     linears: tuple[str, ...]
     inside: str
     rows: tuple[int, int] | None = None
+    repeat: int = 1
+    head: int = 0
+
+    def shared(self, s: Tensor) -> Tensor:
+        """``s`` ``[k]``, the mean where query heads of width ``head`` share a value head."""
+        if self.repeat == 1:
+            return s
+        heads = s.reshape(-1, self.repeat, self.head)
+        return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
+
+    def of_feeder(self, s: Tensor) -> Tensor:
+        """A shared ``s`` as the feeder's rows have it."""
+        return s if self.repeat == 1 else s.reshape(-1, self.repeat, self.head)[:, 0].reshape(-1)
 
     @property
     def is_norm(self) -> bool:
@@ -117,6 +130,9 @@ def _outputs(layer: Module, linears: list[str]) -> list[Pair]:
             whole = (
                 (3 * k if "qkv" in feeder else 2 * k) if "_up" in feeder or "qkv" in feeder else k
             )
-            if n == whole:  # else value heads are shared
+            if n == whole:
                 pairs.append(Pair(feeder, (name,), name, (n - k, n)))
+            elif feeder.endswith("v_proj") and k % n == 0:  # value heads are shared
+                head = int(getattr(layer.get_submodule(owner), "head_dim", n))
+                pairs.append(Pair(feeder, (name,), name, (0, n), k // n, head))
     return pairs

@@ -30,7 +30,6 @@ W4A8 = {"w_bit": "4", "a_bit": "8", "is_lowbit": "true", **NONE}
 GROUPS = {"is_lowbit": "true", "open_outlier": "false", "group_size": "32"}
 CASES: dict[str, dict[str, str]] = {
     "real-w8a8": STATIC,
-    "real-w8a8-histogram": {**STATIC, "act_method": "2"},
     "real-w8a8-bf16": STATIC,
     "real-w8a8-m1": {**STATIC, "anti_method": "m1"},
     "real-w8a8-m1-safe-tensor": {**STATIC, "anti_method": "m1", "mindie_format": ""},

@@ -90,7 +90,7 @@ def _nan() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("recipe", "changed", "said"),
     [
-        ("rtn-w4a16-g48", {}, "64 input columns in groups of 48"),
+        ("rtn-w4a16-g48", {}, "128 input columns in groups of 48"),
         ("awq-w4a16-g32", {}, "no calibration data"),
         ("awk-w4a16-g32", {}, "Perhaps awq was meant"),
         ("missing.yml", {}, "no such recipe"),

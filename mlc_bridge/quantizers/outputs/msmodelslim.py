@@ -10,7 +10,7 @@ W8A8_DYNAMIC    weight, weight_scale, weight_offset
 W8A8_MIX        as W8A8
 W8A8S           as W8A8, without weight_scale and weight_offset
 W4A8_DYNAMIC    two levels: weight_scale [n, 1], weight_scale_second [n, k/g] whole numbers,
-                weight_offset_second int64, scale_bias
+                weight_offset_second int64; scale_bias = 8 sum_k (s2 I4) bfloat16(s1)
 ==============  ==============================================================================
 
 deq_scale = input_scale * weight_scale; its float32 bits in an int64 for float16 models.
@@ -27,6 +27,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mlc_bridge.errors import ConfigError
@@ -148,12 +149,15 @@ def _offset(q: QTensor, found: Rounded) -> Array:
 
 def _second(layer: str, q: QTensor, scale: Array, first: Array) -> dict[str, Array]:
     parts = PARTS if layer.endswith(SPLIT_ALONG_K) else 1
-    weight = q.dequantize().reshape(q.shape[0], parts, -1)
     second = np.rint(scale / first).astype(np.float32)
+    half = 1 << (q.bits - 1)
+    whole = (q.codes.unpack().astype(np.float32) - half) * np.repeat(second, q.block[1], axis=1)
+    sums = whole.reshape(q.shape[0], parts, -1).sum(-1)
+    rounded = first.astype(ml_dtypes.bfloat16).astype(np.float32)
     return {
         "weight_scale_second": second,
         "weight_offset_second": np.zeros(second.shape, np.int64),
-        "scale_bias": 8 * weight.sum(-1, dtype=np.float32),
+        "scale_bias": 8 * sums * rounded,
     }
 
 
