@@ -14,6 +14,7 @@ from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
 from mlc_bridge.models.glm4 import GLM4
 from mlc_bridge.models.glm4_moe import GLM4_MOE
 from mlc_bridge.models.granite import GRANITE
+from mlc_bridge.models.granitemoehybrid import GRANITEMOEHYBRID
 from mlc_bridge.models.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from mlc_bridge.models.internlm3 import INTERNLM3
 from mlc_bridge.models.lfm2 import LFM2
@@ -24,6 +25,7 @@ from mlc_bridge.models.ministral3 import MINISTRAL3
 from mlc_bridge.models.mistral import MISTRAL
 from mlc_bridge.models.mixtral import MIXTRAL
 from mlc_bridge.models.nemotron import NEMOTRON
+from mlc_bridge.models.nemotron_h import NEMOTRON_H
 from mlc_bridge.models.olmo2 import OLMO2
 from mlc_bridge.models.olmo3 import OLMO3
 from mlc_bridge.models.olmoe import OLMOE
@@ -56,6 +58,7 @@ MODELS: Table[Arch] = table(
     ERNIE4_5,
     GLM4,
     GRANITE,
+    GRANITEMOEHYBRID,
     LFM2,
     LFM2_MOE,
     OLMO2,
@@ -68,6 +71,7 @@ MODELS: Table[Arch] = table(
     COHERE,
     COHERE2,
     NEMOTRON,
+    NEMOTRON_H,
     STARCODER2,
     HUNYUAN_V1_DENSE,
     INTERNLM3,

@@ -202,6 +202,33 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 4,
         **SHARED_EXPERT,
     },
+    "granitemoehybrid": {
+        **SMALL,
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "mamba_n_heads": 8,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 24,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+        "num_local_experts": 4,
+        "shared_intermediate_size": 48,
+    },
+    "nemotron_h": {
+        **SMALL,
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "ssm_state_size": 24,
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 32,
+        "moe_shared_expert_intermediate_size": 48,
+        "n_group": 2,
+        "topk_group": 1,
+    },
 }
 # Made of parts that others of this file show; their weights are converted, nothing is compiled.
 SAME_PARTS: dict[str, dict[str, Any]] = {

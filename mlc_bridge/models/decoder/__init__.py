@@ -5,7 +5,7 @@
 
     Decoder(embed, layers, norm, head)        Layer(mixer, mlp, join)
     mixer: Attention, GatedDelta, Mamba2, ShortConv   mlp: Gated, Plain, Experts
-    join: Pre, Post, Sandwich, Parallel
+    join: Pre, Post, Sandwich, Parallel; or Single(part, norm) for a layer of one part
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from mlc_bridge.models.decoder.classic import ClassicConfig, classic_fields
 from mlc_bridge.models.decoder.experts import Experts
 from mlc_bridge.models.decoder.family import DecoderFamily
 from mlc_bridge.models.decoder.gated_delta import GatedDelta
-from mlc_bridge.models.decoder.layer import Layer, Parallel, Post, Pre, Sandwich
+from mlc_bridge.models.decoder.layer import Layer, Parallel, Post, Pre, Sandwich, Single
+from mlc_bridge.models.decoder.mamba2 import Mamba2
 from mlc_bridge.models.decoder.mlp import Gated, Plain
 from mlc_bridge.models.decoder.model import Decoder, Names
 from mlc_bridge.models.decoder.norm import LayerNorm, Norm
@@ -37,6 +38,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "LongRope",
+    "Mamba2",
     "Names",
     "Norm",
     "Parallel",
@@ -49,5 +51,6 @@ __all__ = [
     "Sandwich",
     "Settings",
     "ShortConv",
+    "Single",
     "classic_fields",
 ]

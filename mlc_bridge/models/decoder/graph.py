@@ -99,7 +99,7 @@ class DecoderGraph(nn.Module):
         step = Step(kv, self.rope_tables(x, kv, reach), **recurrence)
         before: Counter[type] = Counter()
         for layer, block in zip(self.decoder.layers, self.blocks, strict=True):
-            kind = type(layer.mixer.state())
+            kind = type(layer.state())
             x = layer.emit(block, x, replace(step, index=before[kind]))
             before[kind] += 1
         return x

@@ -4,6 +4,8 @@ Pre        x += scale mixer(norm(x));  x += scale mlp(norm(x))
 Post       x += norm(mixer(x));        x += norm(mlp(x))
 Sandwich   x += norm(mixer(norm(x)));  x += norm(mlp(norm(x)))
 Parallel   y = norm(x);                x += mixer(y) + mlp(y)
+
+``Single`` is a layer of one part alone: x += part(norm(x)).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mlc_bridge.models.decoder.norm import Norm
 from mlc_bridge.models.decoder.part import Block, Mixer, Part, Path, Step, Weights
+from mlc_bridge.models.decoder.state import State
 
 if TYPE_CHECKING:
     from tvm.relax.frontend import nn
@@ -113,6 +116,9 @@ class Layer:
             **self.join.weights(hidden),
         }
 
+    def state(self) -> State | None:
+        return self.mixer.state()
+
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
         return self.join.emit(
             block,
@@ -120,3 +126,19 @@ class Layer:
             lambda y: self.mixer.emit(block, y, step),
             lambda y: self.mlp.emit(block, y, step),
         )
+
+
+@dataclass(frozen=True)
+class Single:
+    part: Part | Mixer
+    norm: Norm
+    before: Path = ("norm", "norm")
+
+    def weights(self, hidden: int) -> Weights:
+        return {**self.part.weights(hidden), "norm": self.norm.weight(self.before, hidden)}
+
+    def state(self) -> State | None:
+        return self.part.state() if isinstance(self.part, Mixer) else None
+
+    def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
+        return x + self.part.emit(block, block["norm"](x), step)

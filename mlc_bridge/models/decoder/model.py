@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models.arch import Weight
-from mlc_bridge.models.decoder.layer import Layer
+from mlc_bridge.models.decoder.layer import Layer, Single
 from mlc_bridge.models.decoder.norm import Norm
 from mlc_bridge.models.decoder.part import Path, matrix
 from mlc_bridge.models.decoder.rope import Rope
-from mlc_bridge.models.decoder.state import KVPages, State
+from mlc_bridge.models.decoder.state import KVPages, Recurrent, State
 
 if TYPE_CHECKING:
     from mlc_bridge.models.decoder.config import DecoderConfig
@@ -37,7 +37,7 @@ class Names:
 class Decoder:
     vocab: int
     hidden: int
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer | Single, ...]
     norm: Norm
     """Of the last layer's output; the layers' norms are of its kind."""
     tied: bool = False
@@ -56,7 +56,9 @@ class Decoder:
     """Slots whose parts MLC keeps apart in every layer."""
 
     @classmethod
-    def of(cls, config: DecoderConfig, layers: Iterable[Layer], norm: Norm, **more: Any) -> Decoder:
+    def of(
+        cls, config: DecoderConfig, layers: Iterable[Layer | Single], norm: Norm, **more: Any
+    ) -> Decoder:
         """With the sizes of ``config``."""
         return cls(
             config.vocab_size,
@@ -116,12 +118,13 @@ class Decoder:
         return replace(weight, role="linear") if weight.path in self.linear_layers else weight
 
     def states(self) -> tuple[State, ...]:
-        """What the runtime must hold for every layer.
+        """What the runtime must hold for every layer that looks at other tokens.
 
         The cache rotates alike for all layers and knows no sequences; where that is not enough the
         graph rotates, and no layer's pages have a rope.
         """
-        states = tuple(layer.mixer.state() for layer in self.layers)
+        held = (layer.state() for layer in self.layers)
+        states = tuple(state for state in held if state is not None)
         if self.rotates_in_graph:
             states = tuple(
                 replace(state, rope=None) if isinstance(state, KVPages) else state
@@ -132,13 +135,13 @@ class Decoder:
     @property
     def pages(self) -> tuple[KVPages, ...]:
         """The states of the layers with attention."""
-        states = (layer.mixer.state() for layer in self.layers)
+        states = (layer.state() for layer in self.layers)
         return tuple(state for state in states if isinstance(state, KVPages))
 
     @property
     def is_hybrid(self) -> bool:
         """Whether some layers are recurrences."""
-        return len(self.pages) < len(self.layers)
+        return any(isinstance(layer.state(), Recurrent) for layer in self.layers)
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

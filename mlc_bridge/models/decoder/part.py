@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mlc_bridge.models.arch import Weight
 from mlc_bridge.models.decoder.state import State
@@ -55,6 +55,7 @@ class Part(Protocol):
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor: ...
 
 
+@runtime_checkable
 class Mixer(Part, Protocol):
     """A part that looks at other tokens than its own, through what the runtime holds."""
 

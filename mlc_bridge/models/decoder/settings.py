@@ -94,6 +94,12 @@ class Settings(Mapping[str, Any]):
             given[renamed[theirs]] = given.pop(theirs)
         return cls(given, defaults)
 
+    def having(self, **values: Any) -> Settings:
+        """The same with ``values`` on top; what is read of it is read of this."""
+        other = Settings({**self._given, **values}, self._defaults)
+        other._read = self._read
+        return other
+
     def __getitem__(self, key: str) -> Any:
         self._read.add(key)
         return self._given[key] if key in self._given else self._defaults[key]
