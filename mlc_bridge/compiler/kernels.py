@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tir_schedules import Claim, Rule
 
+KERNEL = "mlc_bridge.kernel"
+"""Attribute of a function that the graph brings with its schedule: what to say of it."""
 MANY = 1_000_000  # products for one row of x, from which on the last rule is a cliff
 
 
@@ -73,6 +75,11 @@ def explain(
         _choice(var.name_hint, func, target, rules, tuple(sorted(layers[var.name_hint])))
         for var, func in mod.functions_items()
         if isinstance(func, tirx.PrimFunc) and not func.attrs.get("tirx.is_scheduled")
+    ]
+    choices += [
+        KernelChoice(var.name_hint, "the graph's own", kernels={"any": str(func.attrs[KERNEL])})
+        for var, func in mod.functions_items()
+        if isinstance(func, tirx.PrimFunc) and KERNEL in func.attrs
     ]
     return sorted(choices, key=lambda c: (c.layers, c.function))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from mlc_bridge.models.arch import Arch, ModelConfig, Weight
 from mlc_bridge.models.cohere import COHERE
 from mlc_bridge.models.cohere2 import COHERE2
+from mlc_bridge.models.deepseek_v2 import DEEPSEEK_V2
+from mlc_bridge.models.deepseek_v3 import DEEPSEEK_V3
 from mlc_bridge.models.ernie4_5 import ERNIE4_5
 from mlc_bridge.models.ernie4_5_moe import ERNIE4_5_MOE
 from mlc_bridge.models.exaone4 import EXAONE4
@@ -13,6 +15,7 @@ from mlc_bridge.models.gemma2 import GEMMA2
 from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
 from mlc_bridge.models.glm4 import GLM4
 from mlc_bridge.models.glm4_moe import GLM4_MOE
+from mlc_bridge.models.glm4_moe_lite import GLM4_MOE_LITE
 from mlc_bridge.models.granite import GRANITE
 from mlc_bridge.models.granitemoehybrid import GRANITEMOEHYBRID
 from mlc_bridge.models.hunyuan_v1_dense import HUNYUAN_V1_DENSE
@@ -23,6 +26,7 @@ from mlc_bridge.models.llama import LLAMA
 from mlc_bridge.models.mellum import MELLUM
 from mlc_bridge.models.ministral3 import MINISTRAL3
 from mlc_bridge.models.mistral import MISTRAL
+from mlc_bridge.models.mistral4 import MISTRAL4
 from mlc_bridge.models.mixtral import MIXTRAL
 from mlc_bridge.models.nemotron import NEMOTRON
 from mlc_bridge.models.nemotron_h import NEMOTRON_H
@@ -72,6 +76,10 @@ MODELS: Table[Arch] = table(
     COHERE2,
     NEMOTRON,
     NEMOTRON_H,
+    MISTRAL4,
+    GLM4_MOE_LITE,
+    DEEPSEEK_V3,
+    DEEPSEEK_V2,
     STARCODER2,
     HUNYUAN_V1_DENSE,
     INTERNLM3,

@@ -54,6 +54,10 @@ if TYPE_CHECKING:
 
 STEPS = ("graph", "compile", "link")
 PASSES = 163  # that TVM 0.27 runs for llvm, and the code generator; a target with more stays full
+HYBRID_WORDS = (
+    "recurrent layers: MLC LLM's own engine runs this library since April 2026, with "
+    "prefix_cache_mode=disable (its prefix cache takes states back, which it cannot)"
+)
 SUFFIXES = (".so", ".dylib") if sys.platform == "darwin" else (".so",)
 PACKAGE = Path(__file__).parents[1]
 COMPILER = [PACKAGE / room for room in ("models", "schemes", "compiler")]
@@ -157,7 +161,7 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
         fingerprint=plan.metadata["mlc_bridge"]["fingerprint"],
         cached=kept,
         kernels=kernels,
-        notes=(*plan.options.notes, *cliffs(kernels)),
+        notes=(*plan.options.notes, *notes.get("words", ()), *cliffs(kernels)),
     )
 
 
@@ -260,7 +264,11 @@ def _build(
         export(executable, output)
     finally:
         interrupts.release()
-    return {"memory_usage": dict(unit.usage), "kernels": [asdict(c) for c in unit.kernels]}
+    return {
+        "memory_usage": dict(unit.usage),
+        "kernels": [asdict(c) for c in unit.kernels],
+        "words": [HYBRID_WORDS] if unit.state else [],
+    }
 
 
 class _Passes:

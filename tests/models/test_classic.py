@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from built import Build, Checkpoints
-from tiny import CLASSIC, WINDOW
+from tiny import CLASSIC, MLA, WINDOW
 
 TOKENS = 4 * WINDOW
 REST = ("prefill", "decode", "batch_prefill", "batch_decode")  # the same graph, other kernels
@@ -17,7 +17,7 @@ REST = ("prefill", "decode", "batch_prefill", "batch_decode")  # the same graph,
 LONGER = {"internlm3": {"context_window_size": 512, "prefill_chunk_size": 512}}
 
 
-@pytest.mark.parametrize("name", CLASSIC)
+@pytest.mark.parametrize("name", [*CLASSIC, *MLA])
 def test_logits(name: str, built: Build, checkpoints: Checkpoints) -> None:
     model = built(checkpoints(name), "q0f32", REST, **LONGER.get(name, {}))
     lib, ids = model.lib, model.tokens(TOKENS)

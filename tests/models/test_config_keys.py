@@ -12,33 +12,41 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import CLASSIC, HYBRIDS, MIXED, SAME_PARTS, SHARED, YARN
+from tiny import CLASSIC, HYBRIDS, MIXED, MLA, SAME_PARTS, SHARED, YARN
 from tiny import MODELS as TINY
 
 from mlc_bridge.errors import ConfigError
 from mlc_bridge.models import MODELS
 from mlc_bridge.models.decoder.settings import HARMLESS, MATHS
 
-FAMILIES = TINY | CLASSIC | HYBRIDS | SAME_PARTS | MIXED
+FAMILIES = TINY | CLASSIC | HYBRIDS | SAME_PARTS | MIXED | MLA
 FIELDS = {name: {**SHARED, **own} for name, own in FAMILIES.items()}
 TINY_ONES = [name for name in FIELDS if name in MODELS]
+
+
+# What a class needs and has no default for.
+NEEDED: dict[str, dict[str, Any]] = {"deepseek_v2": {"num_experts_per_tok": 2}}
+
+
+def of_class(name: str) -> dict[str, Any]:
+    return transformers.AutoConfig.for_model(name, **NEEDED.get(name, {})).to_dict()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_defaults_are_those_of_transformers(name: str) -> None:
     """A config that says nothing, and one in which transformers says everything."""
-    full = transformers.AutoConfig.for_model(name).to_dict()
-    assert MODELS[name].config({"model_type": name}) == MODELS[name].config(full)
+    short = {"model_type": name, **NEEDED.get(name, {})}
+    assert MODELS[name].config(short) == MODELS[name].config(of_class(name))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_key_of_the_class_is_read_or_harmless(name: str) -> None:
-    assert MODELS[name].unused(transformers.AutoConfig.for_model(name).to_dict()) == ()
+    assert MODELS[name].unused(of_class(name)) == ()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_unknown_keys_are_named(name: str) -> None:
-    hf = transformers.AutoConfig.for_model(name).to_dict()
+    hf = of_class(name)
     assert MODELS[name].unused({**hf, "wavelet_depth": 3, "top_k": 5}) == ("wavelet_depth",)
 
 

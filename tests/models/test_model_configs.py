@@ -66,6 +66,7 @@ def hf(name: str, **changes: Any) -> dict[str, Any]:
     }
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
     own = {
+        "deepseek_v2": experts,
         "mixtral": experts,
         "qwen3_moe": experts,
         "gemma2": {"query_pre_attn_scalar": 64},

@@ -168,18 +168,18 @@ CLASSIC: dict[str, dict[str, Any]] = {
     },
 }
 # With recurrent layers; compared in ``test_hybrids.py``.
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 3}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 3}
 EXPERTS = {
-    "moe_intermediate_size": 32,
+    "moe_intermediate_size": 64,
     "num_experts": 4,
     "num_experts_per_tok": 2,
 }
-SHARED_EXPERT = {**EXPERTS, "shared_expert_intermediate_size": 32}
+SHARED_EXPERT = {**EXPERTS, "shared_expert_intermediate_size": 64}
 HYBRIDS: dict[str, dict[str, Any]] = {
     "lfm2": {
         **SMALL,
         "layer_types": ["conv", "full_attention", "conv"],
-        "block_multiple_of": 32,
+        "block_multiple_of": 64,
         "conv_bias": True,
     },
     "qwen3_5_text": {
@@ -213,8 +213,8 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "attention_multiplier": 0.3,
         "residual_multiplier": 0.4,
         "logits_scaling": 2.0,
-        "num_local_experts": 4,
-        "shared_intermediate_size": 48,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 64,
     },
     "nemotron_h": {
         **SMALL,
@@ -224,8 +224,8 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "n_groups": 2,
         "ssm_state_size": 24,
         "n_routed_experts": 4,
-        "moe_intermediate_size": 32,
-        "moe_shared_expert_intermediate_size": 48,
+        "moe_intermediate_size": 64,
+        "moe_shared_expert_intermediate_size": 64,
         "n_group": 2,
         "topk_group": 1,
     },
@@ -261,11 +261,44 @@ MIXED: dict[str, dict[str, Any]] = {
         },
     },
 }
+LATENT = {
+    **SMALL,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 1,
+}
+MLA: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {**LATENT, "q_lora_rank": None},
+    "deepseek_v3": {
+        **LATENT,
+        "q_lora_rank": 64,
+        "v_head_dim": 48,  # wider than keys
+        "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8},
+        "n_group": 2,
+        "topk_group": 1,
+    },
+}
+SAME_PARTS |= {
+    "granitemoehybrid-mixture": {
+        **HYBRIDS["granitemoehybrid"],
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 4,
+    },
+    "glm4_moe_lite": {**LATENT, "q_lora_rank": 64, "mlp_layer_types": ["dense", "sparse"]},
+}
 
 
 def save(name: str, directory: Path) -> Path:
     """Write the checkpoint of that name in float32, as transformers saves it."""
-    fields = {**SHARED, **(MODELS | CLASSIC | HYBRIDS | SAME_PARTS | MIXED)[name]}
+    fields = {**SHARED, **(MODELS | CLASSIC | HYBRIDS | SAME_PARTS | MIXED | MLA)[name]}
     kind = fields.pop("model_type", name)
     config = transformers.AutoConfig.for_model(kind, **fields)
     torch.manual_seed(len(name))

@@ -81,9 +81,9 @@ class Attention:
         if self.gate:
             qkv, gates = split_gate(qkv, self.heads)
         if self.rope is not None and self.rope.before_norm:
-            qkv = self._normed(block, self._rotated(qkv, step))
+            qkv = self._normed(block, self.rotated(qkv, step))
         else:
-            qkv = self._rotated(self._normed(block, qkv), step)
+            qkv = self.rotated(self._normed(block, qkv), step)
         local = self.window is not None
         out = attend(step.kv, step.index, qkv, self.heads, self.scale, local=local)
         out = gate(out, gates) if self.gate else out
@@ -97,7 +97,7 @@ class Attention:
         norm = joint_norm if self.together else qk_norm
         return norm(qkv, block["q_norm"], block["k_norm"], self.heads, self.kv_heads)
 
-    def _rotated(self, qkv: nn.Tensor, step: Step) -> nn.Tensor:
+    def rotated(self, qkv: nn.Tensor, step: Step) -> nn.Tensor:
         from mlc_bridge.models.decoder.rotary import rotate
 
         if step.tables is None or self.rope is None:

@@ -88,25 +88,31 @@ class RMSNorm(Layer):
         self.eps = eps
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
-        def rms_norm(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
-            *outer, width = x.shape
-            k = te.reduce_axis((0, width), name="k")
-            squares = te.compute(
-                outer,
-                lambda *i: te.sum(_f32(x(*i, k)) * _f32(x(*i, k)), axis=k),
-                name="sum_of_squares",
-            )
-            return te.compute(
-                x.shape,
-                lambda *i: (
-                    _f32(x(*i))
-                    * tirx.rsqrt(squares(*i[:-1]) / float(int(width)) + self.eps)
-                    * _f32(weight(i[-1]))
-                ).astype(x.dtype),
-                name="rms_norm",
-            )
+        return rms_norm(x, self.weight, self.eps)
 
-        return op.tensor_expr_op(rms_norm, "rms_norm", [x, self.weight])
+
+def rms_norm(x: nn.Tensor, weight: nn.Tensor, eps: float) -> nn.Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis."""
+
+    def rms_norm(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        *outer, width = x.shape
+        k = te.reduce_axis((0, width), name="k")
+        squares = te.compute(
+            outer,
+            lambda *i: te.sum(_f32(x(*i, k)) * _f32(x(*i, k)), axis=k),
+            name="sum_of_squares",
+        )
+        return te.compute(
+            x.shape,
+            lambda *i: (
+                _f32(x(*i))
+                * tirx.rsqrt(squares(*i[:-1]) / float(int(width)) + eps)
+                * _f32(weight(i[-1]))
+            ).astype(x.dtype),
+            name="rms_norm",
+        )
+
+    return op.tensor_expr_op(rms_norm, "rms_norm", [x, weight])
 
 
 class LayerNorm(RMSNorm):

@@ -28,7 +28,7 @@ from mlc_bridge.models.decoder.runs import Runs
 
 LANES = 64
 KERNEL = "mlc_bridge.kernel"
-"""Attribute of a function that comes with its schedule: what to say of it."""
+"""Attribute of a function that comes with its schedule: what ``compile --explain`` says of it."""
 
 
 @dataclass(frozen=True)
