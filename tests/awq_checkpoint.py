@@ -1,8 +1,8 @@
 """Any float Hugging Face checkpoint as AutoAWQ would save it: GEMM layout, plain rounding.
 
 Written from AutoAWQ's format alone, so that it is a reference for what reads it. Layers whose names
-end in ``_proj``, ``w1``, ``w2`` or ``w3`` are quantized, as AutoAWQ takes the linears of the blocks
-and leaves embedding, head, routers and norms.
+end as ``LINEAR`` says are quantized, as AutoAWQ takes the linears of the blocks and leaves
+embedding, head, routers, norms and what is too small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 Array = np.ndarray[Any, Any]
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-LINEAR = ("_proj.weight", "w1.weight", "w2.weight", "w3.weight", "c_fc.weight")
+LINEAR = (
+    "_proj.weight", "w1.weight", "w2.weight", "w3.weight", "c_fc.weight", "_proj_with_mqa.weight",
+    "in_proj_qkv.weight", "in_proj_z.weight", "in_proj_qkvz.weight",
+    "shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight",
+)  # fmt: skip
 
 
 def write_awq(source: Path, target: Path, group: int = 128) -> dict[str, Array]:

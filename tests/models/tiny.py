@@ -292,8 +292,11 @@ SAME_PARTS |= {
         "model_type": "granitemoehybrid",
         "num_local_experts": 4,
     },
+    "mistral4": {**LATENT, "q_lora_rank": 64, "num_hidden_layers": 1},
     "glm4_moe_lite": {**LATENT, "q_lora_rank": 64, "mlp_layer_types": ["dense", "sparse"]},
 }
+# Text models that transformers makes as parts of a whole only.
+ALONE = {"mistral4": transformers.Mistral4ForCausalLM._from_config}
 
 
 def save(name: str, directory: Path) -> Path:
@@ -302,7 +305,8 @@ def save(name: str, directory: Path) -> Path:
     kind = fields.pop("model_type", name)
     config = transformers.AutoConfig.for_model(kind, **fields)
     torch.manual_seed(len(name))
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    make = ALONE.get(kind, transformers.AutoModelForCausalLM.from_config)
+    model = make(config, dtype=torch.float32)
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             if "norm" in key or key.endswith("bias"):  # ones and zeros show nothing

@@ -45,9 +45,12 @@ class PlainExperts:
         from tvm.relax.frontend.nn import op
 
         from mlc_bridge.models.decoder.layers import activated
+        from mlc_bridge.models.decoder.mixture import combined
 
+        b, s, hidden = x.shape
         chosen, share = self.router.emit(block, x)
-        inner = activated(block["expert_up"](x, chosen), self.activation)
-        y = op.reshape(block["expert_down"].combine(inner, chosen, share), x.shape)
+        up = block["expert_up"](op.reshape(x, (b * s, hidden)), chosen)
+        each = block["expert_down"](activated(up, self.activation), chosen, "float32")
+        y = op.reshape(combined(each, share, x.dtype), x.shape)
         own = {s.removeprefix(SHARED): of for s, of in block.items() if s.startswith(SHARED)}
         return y + self.shared.emit(own, x, step)
