@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from tool_layouts import WRITERS, settings
 
 Array = np.ndarray[Any, Any]
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -74,3 +75,24 @@ def packed(codes: Array) -> Array:
     for i, j in enumerate(ORDER):
         words |= nibbles[:, :, j] << np.uint32(4 * i)
     return words.view(np.int32)
+
+
+def unpacked(words: Array) -> Array:
+    """What ``packed`` packed."""
+    each = [words.view(np.uint32) >> np.uint32(4 * i) & np.uint32(15) for i in np.argsort(ORDER)]
+    return np.stack(each, axis=-1).reshape(len(words), -1)
+
+
+def write_as(tool: str, source: Path, target: Path, group: int) -> Path:
+    """The AutoAWQ checkpoint ``source`` in the layout of another tool (``tool_layouts``)."""
+    tensors = load_file(source / "model.safetensors")
+    for layer in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        codes, zeros = (unpacked(tensors.pop(f"{layer}.{x}")).T for x in ("qweight", "qzeros"))
+        parts = WRITERS[tool](codes, zeros, tensors.pop(f"{layer}.scales").T)
+        tensors |= {f"{layer}.{x}": np.ascontiguousarray(array) for x, array in parts.items()}
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = settings(tool, group)
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(config))
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
