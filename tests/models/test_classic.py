@@ -1,4 +1,4 @@
-"""Decoders that MLC LLM does not know, in float32 against Hugging Face.
+"""Classic decoders beyond MLC LLM's first, in float32 against Hugging Face, prefill and decode.
 
 Prompts are four times as long as any window and three times yarn's trained length; one comes
 in pieces.
@@ -12,7 +12,7 @@ from built import Build, Checkpoints
 from tiny import CLASSIC, MLA, WINDOW
 
 TOKENS = 4 * WINDOW
-REST = ("prefill", "decode", "batch_prefill", "batch_decode")  # the same graph, other kernels
+REST = ("prefill", "batch_prefill", "batch_decode")  # the same graph, other kernels
 # Beyond the trained length dynamic rope is what the prompt's length makes it: no pieces.
 LONGER = {"internlm3": {"context_window_size": 512, "prefill_chunk_size": 512}}
 
@@ -27,5 +27,17 @@ def test_logits(name: str, built: Build, checkpoints: Checkpoints) -> None:
     if name in LONGER:
         return
     kv = lib.cache()
-    parts = [lib.all_logits(kv, ids[a:b]) for a, b in ((0, 40), (40, 41), (41, 42), (42, TOKENS))]
-    np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-4)
+    begin = lib.all_logits(kv, ids[:40])
+    steps = [lib.decode(kv, token) for token in ids[40:43]]
+    got = np.concatenate([begin, *steps, lib.all_logits(kv, ids[43:])])
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cohere2", "starcoder2"])
+def test_quantized(name: str, built: Build, checkpoints: Checkpoints) -> None:
+    """The parts that the nine first architectures do not have, with float16 activations."""
+    model = built(checkpoints(name), "q4f16_1", REST)
+    lib, ids = model.lib, model.tokens(TOKENS)
+    expected, kv = model.expected(ids), lib.cache()
+    got = np.concatenate([lib.all_logits(kv, ids[:40]), *(lib.decode(kv, t) for t in ids[40:])])
+    assert np.sqrt(((got - expected) ** 2).mean()) < 0.01 * expected.std()
