@@ -19,6 +19,7 @@ from test_attention import LSE, indptr, tree
 
 from tir_schedules.gpu.attention_decode import decode
 from tir_schedules.gpu.attention_function import Heads
+from tir_schedules.gpu.attention_merge import merge_state
 from tir_schedules.gpu.attention_prefill import (
     prefill_paged,
     prefill_ragged,
@@ -30,7 +31,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 LOCAL = 37
 PLAIN = Heads(4, 2, 16, "float16")
-MIXED = Heads(7, 1, 48, "bfloat16", window=LOCAL, cap=5.0)  # gemma2's two switches
+# gemma2's two switches and gpt-oss's sinks
+MIXED = Heads(8, 1, 48, "bfloat16", window=LOCAL, cap=5.0, spare=True)
 # P is rounded to the half type; twice the output's own rounding.
 LIMIT = {dtype: 2 * ROUNDING[dtype] for dtype in ("float16", "bfloat16")}
 
@@ -54,15 +56,20 @@ def run(program: Program, heads: Heads, arguments: list[Any], rows: int) -> tupl
         at = next(i for i, a in enumerate(arguments) if a is ...)
         program.run([*arguments[:at], out, lse, *arguments[at + 1 :]], backwards)
         results.append((out.astype(np.float64), lse))
-    assert np.array_equal(results[0][0], results[1][0])
+    assert np.array_equal(results[0][0], results[1][0], equal_nan=True)
     assert np.array_equal(results[0][1], results[1][1])
     return results[0]
 
 
 def check(got: tuple[Array, Array], want: list[tuple[Array, Array]], heads: Heads) -> None:
+    """Heads that attend against `want`; a spare head tells the others' lse."""
     out, lse = (np.concatenate(parts) for parts in zip(*want, strict=True))
-    assert abs(got[0] - out).max() < LIMIT[heads.dtype]
-    assert abs(got[1] - lse).max() < LSE
+    real = [h for h in range(heads.num_q) if not heads.spare or h % heads.group < heads.group - 1]
+    assert abs(got[0] - out)[:, real].max() < LIMIT[heads.dtype]
+    assert abs(got[1] - lse)[:, real].max() < LSE
+    if heads.spare:
+        told = got[0][:, -1, : 2 * len(real)].reshape(-1, len(real), 2).sum(-1)
+        assert abs(told - got[1][:, real]).max() < 1e-3 + 2.0**-16 * abs(got[1]).max()
 
 
 def cached(rng: np.random.Generator, lengths: list[int], heads: Heads) -> Pages:
@@ -126,7 +133,7 @@ def test_sliding_window_with_sink(built: Any) -> None:
 
 @pytest.mark.parametrize("scale", [0.5, -0.5])
 def test_second_chunk_of_a_prompt(scale: float, built: Any) -> None:
-    """New keys causally, cached keys as far as the window of a local layer reaches."""
+    """New keys causally, cached keys as far as the window reaches, and both merged."""
     heads = MIXED
     rng, old, new = np.random.default_rng(2), [75, 0, 16], [21, 40, 1]
     n, at, pages = sum(new), indptr(new), cached(rng, old, heads)
@@ -140,15 +147,21 @@ def test_second_chunk_of_a_prompt(scale: float, built: Any) -> None:
     ragged = run(built(prefill_ragged, heads), heads, arguments, n)
     table = [pages.data, pages.indptr, pages.values, pages.last, zero, position]
     paged = run(built(prefill_paged, heads), heads, [q, at, *table, ..., 0, *rest(scale)], n)
-    want: list[list[tuple[Array, Array]]] = [[], []]
+    want: list[list[tuple[Array, Array]]] = [[], [], []]
     for b, (i, j) in enumerate(pairwise(at)):
         distance = position[i:j, None] - np.arange(old[b] + j - i)[None]
         seen = (distance >= 0) & (distance < window)
         new_seen, old_seen = seen[:, old[b] :], seen[:, : old[b]]
         want[0].append(attend(q[i:j], k[i:j], v[i:j], new_seen, abs(scale), heads.cap))
-        want[1].append(attend(q[i:j], *pages.sequence(b), old_seen, abs(scale), heads.cap))
+        cache = pages.sequence(b)
+        want[1].append(attend(q[i:j], *cache, old_seen, abs(scale), heads.cap))
+        every = [np.concatenate(pair) for pair in zip(cache, (k[i:j], v[i:j]), strict=True)]
+        want[2].append(attend(q[i:j], *every, seen, abs(scale), heads.cap))
     check(ragged, want[0], heads)
     check(paged, want[1], heads)
+    both = ragged[0].astype(q.dtype), ragged[1].copy()
+    built(merge_state, heads).run([*both, paged[0].astype(q.dtype), paged[1]])
+    check((both[0].astype(np.float64), both[1]), want[2], heads)
 
 
 def test_paged_prefill_causal(built: Any) -> None:

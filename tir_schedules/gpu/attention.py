@@ -15,6 +15,7 @@ from tvm.tirx import PrimFunc
 from . import choices
 from .attention_decode import USUAL, Plan, decode
 from .attention_function import Heads
+from .attention_merge import merge_state
 from .attention_prefill import prefill_paged, prefill_ragged, tree_paged, tree_ragged
 from .warp import compute_capability
 
@@ -38,17 +39,21 @@ def gpu_kv_cache_functions(
 ) -> dict[str, PrimFunc]:
     """Name -> function, in the order in which the constructor takes them.
 
-    Raises ValueError for a window or a cap where `has_attention` says no.
+    Raises ValueError for a window, a cap or spare heads where `has_attention` says no.
     """
     k, h, kv, d, dtype = tvm_kernels, heads.num_q, heads.num_kv, heads.d, heads.dtype
     ours = has_attention(heads, target)
-    if not ours and (heads.window is not None or heads.cap is not None):
-        raise ValueError(f"no kernels for a window or a cap: {heads}")
+    if not ours and (heads.window is not None or heads.cap is not None or heads.spare):
+        raise ValueError(f"no kernels for a window, a cap or spare heads: {heads}")
     attention = _ours(heads) if ours else _tvms(heads, rope_scaling, target)
     return {
         "append": k._kv_cache_transpose_append(kv, d, dtype),
         **attention,
-        "merge_state": k._merge_state_inplace(h, d, dtype, target, "merge_state"),
+        "merge_state": (
+            merge_state(heads)
+            if heads.spare
+            else k._merge_state_inplace(h, d, dtype, target, "merge_state")
+        ),
         "split_rotary": k.llama_rope_with_position_map(
             rope_theta, rope_scale, d, h, kv, dtype, rope_scaling, rotary_dim
         ),

@@ -419,6 +419,8 @@ def _join(
         with when(thread < heads.d):
             all_of = T.bind(sum((totals[v] for v in range(JOINERS)), f32(0)))
             out = sum((outs[v, thread] for v in range(JOINERS)), f32(0)) * inverse(all_of)
-            T.buffer_store(output, out.astype(heads.dtype), [b, head, thread])
+            heads.put(output, [b, head, thread], out)
             with when(thread == 0):
-                T.buffer_store(lse, joint(highest, all_of), [b, head])
+                score = T.bind(joint(highest, all_of))
+                T.buffer_store(lse, score, [b, head])
+                heads.tell(output, b, head, score)

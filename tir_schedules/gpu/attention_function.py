@@ -28,7 +28,8 @@ LOG2_E = 1.4426950408889634
 class Heads:
     """One layer's attention: `num_q` query heads over `num_kv` heads of `d`, pages of `page` keys.
 
-    `window`: positions that a local layer sees; `cap`: of the scores, `cap tanh(s / cap)`.
+    `window`: positions that a local layer sees; `cap`: of the scores, `cap tanh(s / cap)`; `spare`:
+    the last query head of every group does not attend, it tells lse (`cpu/attention_spare.py`).
     """
 
     num_q: int
@@ -38,6 +39,7 @@ class Heads:
     window: int | None = None
     cap: float | None = None
     page: int = 16
+    spare: bool = False
 
     @property
     def group(self) -> int:
@@ -55,6 +57,29 @@ class Heads:
     def cut(self, score: ir.Expr) -> ir.Expr:
         """The capped score, in the unit of base-2 scores."""
         return score if self.cap is None else warp.soft_cap(score, self.cap * LOG2_E)
+
+    def put(self, output: ir.Var, place: Sequence[ir.Expr], value: ir.Expr) -> None:
+        """Store one element `(row, head, dim)` of the output, if its head attends."""
+        with when(self.attends(place[1])):
+            T.buffer_store(output, value.astype(self.dtype), list(place))
+
+    def tell(self, output: ir.Var, row: ir.Expr, head: ir.Expr, lse: ir.Expr) -> None:
+        """Write lse to the spare head: as a number of the dtype, and what that leaves."""
+        if not self.spare:
+            return
+        lse, g = T.bind(lse), T.bind(rest(head, self.group))
+        place = [row, head - g + (self.group - 1)]
+        high = T.bind(lse.astype(self.dtype))
+        with when(self.attends(head)):
+            T.buffer_store(output, high, [*place, 2 * g])
+            low = (lse - high.astype("float32")).astype(self.dtype)
+            T.buffer_store(output, low, [*place, 2 * g + 1])
+
+    def attends(self, head: ir.Expr) -> ir.Expr:
+        """Whether a query head is no spare one."""
+        if not self.spare:
+            return tirx.IntImm("bool", 1)
+        return rest(head, self.group) < self.group - 1
 
     def first_seen(self, scale: ir.Expr, query: ir.Expr, offset: ir.Expr) -> ir.Expr:
         """The first key that a query at position `query` sees; key j stands at `offset + j`."""

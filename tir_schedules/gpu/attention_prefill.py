@@ -541,10 +541,18 @@ class _Block:
             inside = self.tile * ROWS + row < self.count * self.heads.group
             with when(inside):
                 query = T.bind(self.first + at)
-                for j in range(self.heads.d // 8):
-                    values = [state.out[j, 2 * i + e] * share for e in range(2)]
-                    packed = variable(warp.pack_pair(self.heads.dtype, *values))
-                    to = warp.address(queries.output, [query, head, 8 * j + 2 * t])
-                    warp.copy(4, to, warp.address(packed, [0]))
+                with when(self.heads.attends(head)):
+                    self._store_row(state, i, share, [query, head], t)
                 with when(t == 0):
-                    T.buffer_store(queries.lse, joint(state.m[i], total), [query, head])
+                    score = T.bind(joint(state.m[i], total))
+                    T.buffer_store(queries.lse, score, [query, head])
+                    self.heads.tell(queries.output, query, head, score)
+
+    def _store_row(
+        self, state: _State, i: int, share: ir.Expr, place: list[ir.Expr], t: ir.Expr
+    ) -> None:
+        for j in range(self.heads.d // 8):
+            values = [state.out[j, 2 * i + e] * share for e in range(2)]
+            packed = variable(warp.pack_pair(self.heads.dtype, *values))
+            to = warp.address(self.kernel.queries.output, [*place, 8 * j + 2 * t])
+            warp.copy(4, to, warp.address(packed, [0]))
