@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from mlc_bridge.registry import Table, table
-from mlc_bridge.schemes import autoawq, dense, float4, fp8, fp8_block, fp8_row, group_quant, int8
+from mlc_bridge.schemes import (
+    autoawq,
+    dense,
+    float4,
+    fp8,
+    fp8_block,
+    fp8_row,
+    group_quant,
+    int8,
+    int8_dynamic,
+)
 from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
 
 __all__ = ["SCHEMES", "Role", "Scheme", "Spec", "for_role", "register_quantization"]
@@ -24,6 +34,7 @@ SCHEMES: Table[Scheme] = table(
     *fp8_block.ROWS,
     *fp8_row.ROWS,
     *float4.ROWS,
+    *int8_dynamic.ROWS,
     aliases=MLC_WORDS,
 )
 

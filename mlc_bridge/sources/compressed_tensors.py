@@ -44,6 +44,7 @@ from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.foreign import INSTEAD
 from mlc_bridge.sources.patterns import matches
 from mlc_bridge.sources.source import (
+    AT_RUN_TIME_TOLD,
     FLOATS,
     Evidence,
     Source,
@@ -208,12 +209,20 @@ def _read_float4(ckpt: Checkpoint, layer: str) -> QTensor:
 
 
 def _unused_inputs(ckpt: Checkpoint) -> tuple[str, ...]:
-    """What NVFP4 says of the activations."""
-    layers = ckpt.layers("input_global_scale")
-    return (
-        f"{len(layers)} layers ask for activations in 4-bit floats: theirs stay float; the first "
-        f"is {layers[0]}",
-    ) if layers else ()  # fmt: skip
+    """What the config says of the activations, where it is more than a static scale."""
+    told, layers = [], ckpt.layers("input_global_scale")
+    if layers:
+        told.append(
+            f"{len(layers)} layers ask for activations in 4-bit floats: theirs stay float; the "
+            f"first is {layers[0]}"
+        )
+    groups = ckpt.settings.get("config_groups")
+    each = groups.values() if isinstance(groups, dict) else ()
+    inputs = [g.get("input_activations") for g in each if isinstance(g, dict)]
+    if any(isinstance(a, dict) and (a.get("num_bits"), a.get("type"), a.get("dynamic")) ==
+           (8, "int", True) for a in inputs):  # fmt: skip
+        told.append(f"the config asks for activations in 8 bits at run time: {AT_RUN_TIME_TOLD}")
+    return tuple(told)
 
 
 def _weights(ckpt: Checkpoint, layer: str) -> Mapping[str, Any]:

@@ -55,6 +55,7 @@ from mlc_bridge.packing import (
 from mlc_bridge.qtensor import QTensor
 from mlc_bridge.sources.checkpoint import Checkpoint
 from mlc_bridge.sources.source import (
+    AT_RUN_TIME_TOLD,
     FLOATS,
     Evidence,
     Source,
@@ -194,7 +195,7 @@ class MsModelSlim(Source):
         if dynamic:
             told.append(
                 f"{len(dynamic)} layers ask for activations quantized at run time "
-                f"({_kind(ckpt, dynamic[0])}): theirs stay float; the first is {dynamic[0]}"
+                f"({_kind(ckpt, dynamic[0])}): {AT_RUN_TIME_TOLD}; the first is {dynamic[0]}"
             )
         sliced = [x for x in layers if _slices(ckpt, x) != (x,)]
         if sliced:

@@ -28,6 +28,7 @@ CACHE_SCALES = (
     ".kv_cache_offset",
     *(f".fa_{part}.{what}" for part in "qkv" for what in ("scale", "offset")),
 )
+AT_RUN_TIME_TOLD = "theirs stay float unless --quantization i8_i8_f16_dynamic rounds them too"
 INPUT_ZEROS = (".input_zero_point", ".input_offset")
 
 

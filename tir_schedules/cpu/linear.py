@@ -21,12 +21,13 @@ from .evaluated import EvaluatedWeight
 from .float_gemv import FEW, emit_float_gemv
 from .gemm import Tiles, emit_gemm
 from .group4 import GroupWeight
+from .int8_dot import ByteWeight, emit_int8_dot
 from .int16_gemm import emit_int16_gemm
 from .table4 import TableWeight
 from .vector_unit import VectorUnit
 
-LAYOUTS = (AwqWeight, GroupWeight, TableWeight, EvaluatedWeight)
-Weight = AwqWeight | GroupWeight | EvaluatedWeight
+LAYOUTS = (ByteWeight, AwqWeight, GroupWeight, TableWeight, EvaluatedWeight)
+Weight = ByteWeight | AwqWeight | GroupWeight | EvaluatedWeight
 
 
 class Linear:
@@ -81,6 +82,13 @@ class _Choice:
     def _kernels(self, weight: Weight) -> Kernels:
         """Kernels with the largest number of rows that each is for, `None` for any."""
         c, unit = self.c, self.unit
+        if isinstance(weight, ByteWeight):
+            name = f"int8_dot {unit.byte_product} x{unit.lanes}"
+            emit = partial(emit_int8_dot, c, weight, unit)
+            return [
+                (1, Kernel(name, partial(emit, True))),
+                (None, Kernel(name, partial(emit, False))),
+            ]
         if isinstance(weight, AwqWeight) and self._may(
             "awq_gemv", awq_gemv.against(c, weight, unit)
         ):

@@ -17,6 +17,8 @@ from tvm.ir.prim import expr as prim
 from tvm.target.codegen import llvm_version_major
 from tvm.tirx.script.builder import ir as T
 
+from .vector_unit import VectorUnit
+
 
 def load(buffer: ir.Var, indices: Sequence[ir.Expr], lanes: int) -> ir.Expr:
     """`lanes` consecutive elements along the last axis."""
@@ -204,6 +206,31 @@ def dot_quads(acc: ir.Expr, a: ir.Expr, b: ir.Expr, lanes: int) -> ir.Expr:
         a, b = (tirx.reinterpret(f"int8x{4 * lanes}", v) for v in (a, b))
     name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
     return tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, acc, a, b)
+
+
+def dot_bytes(acc: ir.Expr, a: ir.Expr, b: ir.Expr, unit: VectorUnit) -> ir.Expr:
+    """acc + the four products of uint8 quads of a and int8 quads of b, exactly, on any unit."""
+    lanes = unit.lanes
+    if unit.vnni:
+        return dot_quads(acc, a, b, lanes)
+    if unit.pairs:
+        shorts, byte = f"int16x{2 * lanes}", _shorts(8, lanes)
+        mask = splat(tirx.IntImm("int32", 0x00FF00FF), lanes)
+        whole, signed = tirx.reinterpret(f"uint16x{2 * lanes}", a), tirx.reinterpret(shorts, b)
+        high = tirx.reinterpret(f"int32x{lanes}", whole >> _shorts(8, lanes, "uint16"))
+        odd, even = signed >> byte, (signed << byte) >> byte
+        for codes, values in ((a & mask, even), (high, odd)):
+            acc = dot_pairs(acc, codes, tirx.reinterpret(f"int32x{lanes}", values), lanes, False)
+        return acc
+    top = splat(tirx.IntImm("int32", 24), lanes)
+    for i in range(4):
+        down, up = (splat(tirx.IntImm("int32", bits), lanes) for bits in (8 * i, 24 - 8 * i))
+        acc = acc + ((a >> down) & splat(tirx.IntImm("int32", 255), lanes)) * ((b << up) >> top)
+    return acc
+
+
+def _shorts(value: int, lanes: int, dtype: str = "int16") -> ir.Expr:
+    return splat(tirx.IntImm(dtype, value), 2 * lanes)
 
 
 def transpose(rows: Sequence[ir.Expr]) -> list[ir.Expr]:

@@ -65,6 +65,11 @@ class VectorUnit:
         """The instruction that multiplies int16 pairs."""
         return "vpdpwssd" if self.vnni else "vpmaddwd"
 
+    @property
+    def byte_product(self) -> str:
+        """The instruction that multiplies bytes."""
+        return "vpdpbusd" if self.vnni else "vpmaddwd" if self.pairs else "integer"
+
     def at_least(self, lanes: int) -> VectorUnit:
         """For kernels whose vectors hold `lanes` or more: LLVM lays one over several registers."""
         times = max(1, lanes // self.lanes)
