@@ -53,6 +53,8 @@ class Pages(Protocol):
     def score_cap(self) -> float | None: ...
     @property
     def rope(self) -> Rotation | None: ...
+    @property
+    def sinks(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def cpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]
         page_size=PAGE,
         softcap=pages.score_cap,
         window=layout.window,
+        spare=pages.sinks,
     )
 
 
@@ -175,6 +178,8 @@ def gpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]
         pages.score_cap,
         PAGE,
     )
+    if pages.sinks:
+        raise CompileError("attention sinks have no CUDA kernels", todo="Compile for --device cpu")
     for what, value in (("window", layout.window), ("score_cap", pages.score_cap)):
         if value is not None and not has_attention(heads, target):
             raise CompileError(

@@ -16,9 +16,12 @@ from mlc_bridge.models.gemma3_text import GEMMA3_TEXT
 from mlc_bridge.models.glm4 import GLM4
 from mlc_bridge.models.glm4_moe import GLM4_MOE
 from mlc_bridge.models.glm4_moe_lite import GLM4_MOE_LITE
+from mlc_bridge.models.gpt_oss import GPT_OSS
 from mlc_bridge.models.granite import GRANITE
+from mlc_bridge.models.granitemoe import GRANITEMOE
 from mlc_bridge.models.granitemoehybrid import GRANITEMOEHYBRID
 from mlc_bridge.models.hunyuan_v1_dense import HUNYUAN_V1_DENSE
+from mlc_bridge.models.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from mlc_bridge.models.internlm3 import INTERNLM3
 from mlc_bridge.models.lfm2 import LFM2
 from mlc_bridge.models.lfm2_moe import LFM2_MOE
@@ -89,6 +92,9 @@ MODELS: Table[Arch] = table(
     ERNIE4_5_MOE,
     OLMOE,
     MELLUM,
+    GPT_OSS,
+    GRANITEMOE,
+    HUNYUAN_V1_MOE,
 )
 
 __all__ = ["MODELS", "Arch", "ModelConfig", "Weight"]

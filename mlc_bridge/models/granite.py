@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from mlc_bridge.models.decoder import (
     Attention,
-    ClassicConfig,
     Decoder,
     DecoderFamily,
     Gated,
@@ -15,18 +14,14 @@ from mlc_bridge.models.decoder import (
     Pre,
     Settings,
     classic_fields,
-    hf_config,
 )
+from mlc_bridge.models.decoder.multipliers import Multiplied, multipliers
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraniteConfig(ClassicConfig):
+class GraniteConfig(Multiplied):
     attention_bias: bool
     mlp_bias: bool
-    embedding_multiplier: float
-    attention_multiplier: float
-    residual_multiplier: float
-    logits_scaling: float
 
 
 # Of the class in transformers.
@@ -58,10 +53,7 @@ class Granite(DecoderFamily):
             **classic_fields(flat),
             attention_bias=bool(flat["attention_bias"]),
             mlp_bias=bool(flat["mlp_bias"]),
-            embedding_multiplier=hf_config.number(flat, "embedding_multiplier"),
-            attention_multiplier=hf_config.number(flat, "attention_multiplier"),
-            residual_multiplier=hf_config.number(flat, "residual_multiplier"),
-            logits_scaling=hf_config.number(flat, "logits_scaling"),
+            **multipliers(flat),
         )
 
     def decoder(self, config: GraniteConfig) -> Decoder:
@@ -71,14 +63,7 @@ class Granite(DecoderFamily):
         )
         mlp = Gated(config.intermediate_size, config.activation, bias=config.mlp_bias)
         layer = Layer(attention, mlp, Pre(norm, scale=config.residual_multiplier))
-        return Decoder.of(
-            config,
-            (layer,) * config.num_hidden_layers,
-            norm,
-            tied=config.tie_word_embeddings,
-            embed_scale=config.embedding_multiplier,
-            logit_scale=1.0 / config.logits_scaling,
-        )
+        return Decoder.of(config, (layer,) * config.num_hidden_layers, norm, **config.outer())
 
 
 GRANITE = Granite()

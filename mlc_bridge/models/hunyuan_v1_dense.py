@@ -5,35 +5,17 @@ Its ``dynamic`` rope has a fixed ``alpha``: the base is stretched once, whatever
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from mlc_bridge.models.decoder import (
-    Attention,
-    ClassicConfig,
     Decoder,
     DecoderFamily,
     Gated,
     Layer,
     Norm,
     Pre,
-    Rope,
     Settings,
     classic_fields,
 )
-from mlc_bridge.models.decoder.rope import stretched
-
-
-@dataclass(frozen=True, kw_only=True)
-class HunyuanConfig(ClassicConfig):
-    attention_bias: bool
-
-    def hunyuan_rope(self) -> Rope:
-        alpha = (self.rope_scaling or {}).get("alpha") if self.dynamic else None
-        if not alpha:
-            return replace(self.rope(), before_norm=True)
-        theta = stretched(self.rope_theta, alpha, self.head_dim)
-        return Rope(theta, rotary_dim=self.head_dim, before_norm=True)
-
+from mlc_bridge.models.decoder.hunyuan import HunyuanConfig, hunyuan_attention
 
 # Of the class in transformers.
 DEFAULTS = {
@@ -59,15 +41,8 @@ class HunyuanV1Dense(DecoderFamily):
         return HunyuanConfig(**classic_fields(flat), attention_bias=bool(flat["attention_bias"]))
 
     def decoder(self, config: HunyuanConfig) -> Decoder:
-        norm, bias = Norm(config.rms_norm_eps), config.attention_bias
-        attention = Attention.of(
-            config,
-            config.hunyuan_rope(),
-            bias=bias,
-            o_bias=bias,
-            norm=norm,
-            norms=("self_attn.query_layernorm", "self_attn.key_layernorm"),
-        )
+        norm = Norm(config.rms_norm_eps)
+        attention = hunyuan_attention(config, norm)
         mlp = Gated(config.intermediate_size, config.activation)
         layers = (Layer(attention, mlp, Pre(norm)),) * config.num_hidden_layers
         return Decoder.of(config, layers, norm, tied=config.tie_word_embeddings)

@@ -70,8 +70,11 @@ def build(
     cache = read_index(out)
     names = [param["name"] for param in unit.metadata["params"]]
     lib = Lib(compile_module(unit, target), {n: cache.array(n) for n in names}, names)
+    as_it_is = quantization == "q0f32" and found.source.name == "dense"
     reference = transformers.AutoModelForCausalLM.from_pretrained(
-        write_decoded(checkpoint, out / "decoded", arch, config, scheme, cache),
+        checkpoint
+        if as_it_is
+        else write_decoded(checkpoint, out / "decoded", arch, config, scheme, cache),
         dtype=torch.float32,
         attn_implementation="eager",
     )

@@ -160,6 +160,15 @@ CLASSIC: dict[str, dict[str, Any]] = {
         "use_qk_norm": True,
         "num_mtp_layers": 0,
     },
+    "gpt_oss": {
+        "intermediate_size": 128,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "swiglu_limit": 1.5,
+        "rope_parameters": {**YARN, "truncate": False},
+    },
     "ernie4_5_moe": {
         "moe_intermediate_size": 128,
         "moe_num_experts": 8,
@@ -248,6 +257,15 @@ SAME_PARTS: dict[str, dict[str, Any]] = {
 }
 # Mixtures of parts that others of this file show; nothing is compiled.
 MIXED: dict[str, dict[str, Any]] = {
+    "granitemoe": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+    },
+    "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": [2, 3]},
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
     "mellum": {
         **SPARSE,
@@ -297,6 +315,8 @@ SAME_PARTS |= {
 }
 # Text models that transformers makes as parts of a whole only.
 ALONE = {"mistral4": transformers.Mistral4ForCausalLM._from_config}
+# Checkpoints whose experts are one tensor a layer.
+JOINED = {"gpt_oss", "granitemoe", "granitemoehybrid-mixture"}
 
 
 def save(name: str, directory: Path) -> Path:
@@ -309,8 +329,8 @@ def save(name: str, directory: Path) -> Path:
     model = make(config, dtype=torch.float32)
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
-            if "norm" in key or key.endswith("bias"):  # ones and zeros show nothing
-                tensor.normal_(std=0.2).add_(0.0 if key.endswith("bias") else 0.7)
+            if "norm" in key or key.endswith(("bias", "sinks")):  # ones and zeros show nothing
+                tensor.normal_(std=0.2).add_(0.7 if "norm" in key else 0.0)
             elif "conv" in key and tensor.ndim == 3:
                 tensor.normal_(std=0.5)
     model.save_pretrained(directory)

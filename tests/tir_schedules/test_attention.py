@@ -150,7 +150,7 @@ def test_chunked_prefill_is_ragged_and_paged_merged() -> None:
     ragged(q, at, k, v, at, position, zero, *new, 1, 0, *rest)
     table = (pages.indptr, pages.values, pages.last, zero, position)
     compiled(prefill_paged, shape, UNIT, ())(q, at, pages.data, *table, *old, 0, 0, *rest)
-    compiled(merge_state, 4, 64, "float32", UNIT)(*new, *old)
+    compiled(merge_state, shape, UNIT)(*new, *old)
     want = []
     for b, (i, j) in enumerate(((0, 21), (21, 111))):
         key, value = pages.sequence(b)

@@ -21,6 +21,7 @@ from attention_reference import (
 from tvm.runtime import ShapeTuple
 
 from tir_schedules.cpu.attention import cpu_kv_cache_functions
+from tir_schedules.cpu.attention_tile import Heads
 from tir_schedules.cpu.kv_pages import compact_kv, copy_page, debug_get_kv, kv_append
 from tir_schedules.cpu.merge_state import merge_state
 
@@ -80,7 +81,7 @@ def test_merge_state(n: int, dtype: str) -> None:
     x, y = v.astype(np.float64), w.astype(np.float64)
     want = (x * a[..., None] + y * b[..., None]) / (a + b)[..., None]
     first = v[0].copy()
-    compiled(merge_state, Q, D, dtype, UNIT)(v, s, w, r)
+    compiled(merge_state, Heads(Q, KV, D, D, dtype), UNIT)(v, s, w, r)
     assert abs(v.astype(np.float64) - want).max() < 4 * ROUNDING[dtype]
     assert abs(s - np.log2(a + b)).max() < 1e-5
     assert (v[0] == first).all()

@@ -56,14 +56,15 @@ def cpu_kv_cache_functions(
     layer_sliding_window: int = 1024,
     softcap: float | None = None,
     window: int | None = None,
+    spare: bool = False,
 ) -> dict[str, PrimFunc]:
     """Name -> function, in the order in which the constructor takes them.
 
     ``softcap`` caps the attention scores (gemma2); ``layer_sliding_window`` is the window of the
     layers of the cache's kind ``mha_sliding``. With ``window`` a layer may also ask for a window of
-    its own by a negative softmax scale (``attention_tile.first_in_window``).
+    its own by a negative softmax scale (``attention_tile.first_in_window``); ``spare``: ``Heads``.
     """
-    heads = Heads(num_q, num_kv, qk_head_dim, v_head_dim, dtype)
+    heads = Heads(num_q, num_kv, qk_head_dim, v_head_dim, dtype, spare)
     scaling, unit = Scaling(rope_scaling or {}), VectorUnit.of(target)
     return {
         "kv_cache_transpose_append": _kept(kv_append, num_kv, qk_head_dim, dtype, page_size),
@@ -84,7 +85,7 @@ def cpu_kv_cache_functions(
             tree_paged, heads, unit, scaling, softcap, page_size, window
         ),
         "attention_prefill_with_tree_mask": _kept(tree_ragged, heads, unit, scaling, softcap),
-        "attention_merge_state": _kept(merge_state, num_q, v_head_dim, dtype, unit),
+        "attention_merge_state": _kept(merge_state, heads, unit),
         "split_rotary": _kept(
             split_rotary,
             num_q,

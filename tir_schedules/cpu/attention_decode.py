@@ -20,6 +20,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from tir_schedules.cpu.attention_rope import Rotate, rotated
+from tir_schedules.cpu.attention_spare import tell_lse, told_heads
 from tir_schedules.cpu.attention_tile import (
     MASKED,
     NO_SCORE,
@@ -205,6 +206,7 @@ def decode_paged(
     float32 in base 2. ``window``: see ``first_in_window``.
     """
     t = Step(heads, unit, rope_scaling, softcap)
+    real, tell = told_heads(heads), tell_lse(heads)
     group, h_q, h_kv, d, dtype = heads.group, heads.num_q, heads.num_kv, heads.d_qk, heads.dtype
     lanes = math.gcd(unit.lanes, d)
 
@@ -351,14 +353,16 @@ def decode_paged(
                                     sums[c * lanes + i] += (
                                         out_all[head, first[0] + s, g, c * lanes + i] * weight
                                     )
-                        for c in T.serial(d // lanes):
-                            for i in T.vectorized(lanes):
-                                output[b, head * group + g, c * lanes + i] = T.Cast(
-                                    dtype, sums[c * lanes + i] * inverse(total[0])
-                                )
+                        if g < real:
+                            for c in T.serial(d // lanes):
+                                for i in T.vectorized(lanes):
+                                    output[b, head * group + g, c * lanes + i] = T.Cast(
+                                        dtype, sums[c * lanes + i] * inverse(total[0])
+                                    )
                         lse[b, head * group + g] = T.if_then_else(
                             total[0] > T.float32(0), top[0] + T.log2(total[0]), T.float32(NO_SCORE)
                         )
+                        tell(output, lse, b, head * group + g)
                     first[0] = first[0] + parts
 
     return batch_decode_paged_kv

@@ -28,6 +28,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from tir_schedules.cpu.attention_rope import Rotate, rotated
+from tir_schedules.cpu.attention_spare import tell_lse, told_heads
 from tir_schedules.cpu.vector_math import LOG2_E, exp2, tanh
 from tir_schedules.cpu.vector_unit import VectorUnit
 
@@ -41,15 +42,22 @@ VECTORS = 3
 
 @dataclass(frozen=True)
 class Heads:
-    """The shape of one attention layer: ``num_q`` query heads over ``num_kv`` KV heads."""
+    """The shape of one attention layer: ``num_q`` query heads over ``num_kv`` KV heads.
+
+    With ``spare`` the last query head of every group is none: its place in the output tells the
+    ``lse`` of the others, which the runtime keeps to itself (``attention_spare.py``).
+    """
 
     num_q: int
     num_kv: int
     d_qk: int
     d_v: int
     dtype: str
+    spare: bool = False
 
     def __post_init__(self) -> None:
+        if self.spare and 2 * (self.group - 1) > self.d_v:
+            raise ValueError(f"a spare head holds two numbers for every other of its group: {self}")
         if self.num_q % self.num_kv or self.d_qk % 4 or self.d_v % 4:
             raise ValueError(f"whole groups of heads and head sizes divisible by 4 only: {self}")
 
@@ -354,6 +362,7 @@ def _softmax(unit: VectorUnit) -> Any:
 
 def _store(heads: Heads, rows: int) -> Any:
     group, d_v, dtype = heads.group, heads.d_v, heads.dtype
+    real, tell = told_heads(heads), tell_lse(heads)
 
     @T.macro
     def store(
@@ -365,10 +374,12 @@ def _store(heads: Heads, rows: int) -> Any:
             pos: T.let[T.int32] = begin + (tile * rows + r) // group
             h: T.let[T.int32] = head * group + (tile * rows + r) % group
             scale: T.let[T.float32] = inverse(den[r])
-            for d in T.serial(d_v):
-                output[pos, h, d] = T.Cast(dtype, out[d, r] * scale)
+            if h % group < real:
+                for d in T.serial(d_v):
+                    output[pos, h, d] = T.Cast(dtype, out[d, r] * scale)
             lse[pos, h] = T.if_then_else(
                 den[r] > T.float32(0), m[r] + T.log2(den[r]), T.float32(NO_SCORE)
             )
+            tell(output, lse, pos, h)
 
     return store

@@ -13,6 +13,8 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tir_schedules.cpu.attention_spare import tell_lse, told_heads
+from tir_schedules.cpu.attention_tile import Heads
 from tir_schedules.cpu.vector_math import exp2
 from tir_schedules.cpu.vector_unit import VectorUnit
 
@@ -20,9 +22,10 @@ from tir_schedules.cpu.vector_unit import VectorUnit
 PARALLEL_FROM = 64
 
 
-def merge_state(num_heads: int, head_dim: int, dtype: str, unit: VectorUnit) -> PrimFunc:
-    """The kernel ``(v, s, v_other, s_other)``: ``v [n, num_heads, head_dim]``, ``s`` float32."""
-    row = _row(num_heads, head_dim, dtype, math.gcd(unit.lanes, head_dim))
+def merge_state(heads: Heads, unit: VectorUnit) -> PrimFunc:
+    """The kernel ``(v, s, v_other, s_other)``: ``v [n, num_q, d_v]``, ``s`` float32."""
+    num_heads, head_dim, dtype = heads.num_q, heads.d_v, heads.dtype
+    row = _row(heads, math.gcd(unit.lanes, head_dim))
 
     @T.prim_func(s_tir=True)
     def merge_state_inplace(
@@ -44,7 +47,10 @@ def merge_state(num_heads: int, head_dim: int, dtype: str, unit: VectorUnit) -> 
     return merge_state_inplace
 
 
-def _row(num_heads: int, head_dim: int, dtype: str, lanes: int) -> Any:
+def _row(heads: Heads, lanes: int) -> Any:
+    num_heads, head_dim, dtype, group = heads.num_q, heads.d_v, heads.dtype, heads.group
+    real, tell = told_heads(heads), tell_lse(heads)
+
     @T.macro
     def row(v: T.Buffer, s: T.Buffer, v_other: T.Buffer, s_other: T.Buffer, t: T.int32) -> None:
         for h in T.serial(num_heads):
@@ -56,13 +62,16 @@ def _row(num_heads: int, head_dim: int, dtype: str, lanes: int) -> Any:
                 part[0] = exp2(s[t, h] - top)
                 part[1] = exp2(s_other[t, h] - top)
                 total: T.let[T.float32] = part[0] + part[1]
-                for c in T.serial(head_dim // lanes):
-                    for i in T.vectorized(lanes):
-                        v[t, h, c * lanes + i] = T.Cast(
-                            dtype,
-                            T.Cast("float32", v[t, h, c * lanes + i]) * (part[0] / total)
-                            + T.Cast("float32", v_other[t, h, c * lanes + i]) * (part[1] / total),
-                        )
+                if h % group < real:
+                    for c in T.serial(head_dim // lanes):
+                        for i in T.vectorized(lanes):
+                            at: T.let[T.int32] = c * lanes + i
+                            v[t, h, at] = T.Cast(
+                                dtype,
+                                T.Cast("float32", v[t, h, at]) * (part[0] / total)
+                                + T.Cast("float32", v_other[t, h, at]) * (part[1] / total),
+                            )
                 s[t, h] = top + T.log2(total)
+                tell(v, s, t, h)
 
     return row

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlc_bridge.models.arch import Weight
 from mlc_bridge.models.decoder.norm import Norm
 from mlc_bridge.models.decoder.part import Block, Path, Step, Weights, matrix
 from mlc_bridge.models.decoder.rope import Rope
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from mlc_bridge.models.decoder.config import DecoderConfig
 
+SINKS = "self_attn.sinks"
 QKV: Path = ("self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
@@ -44,6 +46,8 @@ class Attention:
     """Of the scores, in place of that."""
     score_cap: float | None = None
     window: int | None = None
+    sinks: bool = False
+    """Every head has a logit more, which no key and no value belong to."""
     gate: bool = False
     """Each query head brings a gate for its output, in the rows behind it."""
     norms: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
@@ -67,6 +71,8 @@ class Attention:
             widths = (q, kv) if self.together else (self.head_dim,) * 2
             for slot, path, width in zip(("q_norm", "k_norm"), self.norms, widths, strict=True):
                 slots[slot] = self.norm.weight((path,) * 2, width)
+        if self.sinks:
+            slots["sinks"] = Weight(SINKS, (SINKS,), (self.heads,), 0, "plain")
         return slots
 
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
@@ -74,6 +80,7 @@ class Attention:
 
         from mlc_bridge.models.decoder.layers import attend
         from mlc_bridge.models.decoder.output_gate import gate, split_gate
+        from mlc_bridge.models.decoder.sinks import sunk, with_spare_heads
 
         b, s, _ = x.shape
         every = self.heads + 2 * self.kv_heads + (self.heads if self.gate else 0)
@@ -84,8 +91,11 @@ class Attention:
             qkv = self._normed(block, self.rotated(qkv, step))
         else:
             qkv = self.rotated(self._normed(block, qkv), step)
-        local = self.window is not None
-        out = attend(step.kv, step.index, qkv, self.heads, self.scale, local=local)
+        heads, local = self.state().heads, self.window is not None
+        if self.sinks:
+            qkv = with_spare_heads(qkv, self.heads, self.kv_heads)
+        out = attend(step.kv, step.index, qkv, heads, self.scale, local=local)
+        out = sunk(out, block["sinks"], self.kv_heads) if self.sinks else out
         out = gate(out, gates) if self.gate else out
         return block["o"](op.reshape(out, (b, s, self.heads * self.head_dim)))
 
@@ -111,5 +121,11 @@ class Attention:
 
     def state(self) -> KVPages:
         return KVPages(
-            self.heads, self.kv_heads, self.head_dim, self.rope, self.window, self.score_cap
+            self.heads + (self.kv_heads if self.sinks else 0),
+            self.kv_heads,
+            self.head_dim,
+            self.rope,
+            self.window,
+            self.score_cap,
+            self.sinks,
         )

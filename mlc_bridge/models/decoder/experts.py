@@ -33,13 +33,21 @@ def shared_mlp(
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """gate sigmoid(alpha gate) (up + 1), the gate at most ``limit`` and up within it."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Experts:
     router: Router
     count: int
     inner: int
     gate_up: Path = GATE_UP
     down: Path = DOWN
-    activation: Activation = "silu"
+    activation: Activation | Clamp = "silu"
     bias: bool = False
     shared: Gated | None = None
     shared_gate: Path | None = None
@@ -65,15 +73,22 @@ class Experts:
     def emit(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
         from tvm.relax.frontend.nn import op
 
-        from mlc_bridge.models.decoder.layers import gated
         from mlc_bridge.models.decoder.mixture import combined
 
         b, s, hidden = x.shape
         chosen, share = self.router.emit(block, x)
         both = block["expert_gate_up"](op.reshape(x, (b * s, hidden)), chosen)
-        each = block["expert_down"](gated(both, self.activation), chosen, "float32")
+        each = block["expert_down"](self._inner(both), chosen, "float32")
         y = op.reshape(combined(each, share, x.dtype), x.shape)
         return y if self.shared is None else y + self._shared(block, x, step)
+
+    def _inner(self, both: nn.Tensor) -> nn.Tensor:
+        from mlc_bridge.models.decoder.layers import gated
+        from mlc_bridge.models.decoder.mixture import clamped
+
+        if isinstance(self.activation, Clamp):
+            return clamped(both, self.activation.alpha, self.activation.limit)
+        return gated(both, self.activation)
 
     def _shared(self, block: Block, x: nn.Tensor, step: Step) -> nn.Tensor:
         from mlc_bridge.models.decoder.mixture import opened

@@ -110,6 +110,23 @@ def combined(y: nn.Tensor, share: nn.Tensor, dtype: str) -> nn.Tensor:
     return op.tensor_expr_op(combine, "experts_combined", [y, share])
 
 
+def clamped(x: nn.Tensor, alpha: float, limit: float) -> nn.Tensor:
+    """``[m, c, 2 * inner] -> [m, c, inner]``, by the equation of ``experts.Clamp``."""
+
+    def clamped_mlp(x: te.Tensor) -> te.Tensor:
+        m, c, both = x.shape
+        inner = both // 2
+
+        def value(t: Expr, i: Expr, j: Expr) -> Expr:
+            gate = tirx.min(_f32(x[t, i, j]), limit)
+            up = tirx.max(tirx.min(_f32(x[t, i, j + inner]), limit), -limit)
+            return (gate * tirx.sigmoid(gate * alpha) * (up + 1.0)).astype(x.dtype)
+
+        return te.compute((m, c, inner), value, name="clamped")
+
+    return op.tensor_expr_op(clamped_mlp, "gated_clamped", [x])
+
+
 def opened(y: nn.Tensor, gate: nn.Tensor) -> nn.Tensor:
     """``y [b, s, h]`` times the sigmoid of ``gate float32 [b, s, 1]``."""
 

@@ -21,6 +21,8 @@ class KVPages:
     rope: Rope | None
     window: int | None = None
     score_cap: float | None = None
+    sinks: bool = False
+    """The last of every group of query heads tells the log-sum-exps (``sinks.py``)."""
 
 
 @dataclass(frozen=True)
