@@ -69,6 +69,8 @@ class ShardWriter:
         self.records: dict[str, Record] = {}
         self.finished: Mapping[str, Record] = {}
         self.nbytes = 0
+        self.more: dict[str, Any] = {}
+        """Keys of the inventory, to be filled before the block ends."""
         self._shards: list[dict[str, Any]] = []
         self._md5 = md5
         self._sums: list[Future[str]] = []
@@ -224,7 +226,7 @@ class ShardWriter:
         (self._space.temp / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
         self._journal.close()
         (self._space.temp / JOURNAL).unlink(missing_ok=True)
-        listed = Inventory(self._journal.entries).text()
+        listed = Inventory(self._journal.entries, more=self.more).text()
         (self._space.temp / INVENTORY).write_text(listed, encoding="utf-8")
         self._interrupts.check()
 

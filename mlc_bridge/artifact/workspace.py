@@ -27,6 +27,7 @@ from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mlc_bridge.artifact.chat_config import CONFIG_NAME
 from mlc_bridge.artifact.interrupts import HeldInterrupts
@@ -43,9 +44,10 @@ FIRST_OUT = (INDEX, OLDER_INDEX, CONFIG_NAME)
 class Workspace:
     """A context manager: write into ``temp``, then ``publish``.
 
-    ``writes``: patterns of the names that may come. ``goes_on`` says whether what a killed run left
-    in ``temp`` is of use, ``keep`` leaves it there for the next one. Raises ArtifactError when the
-    disk refuses, another run writes here, or a file of that name is not ours.
+    ``writes``: patterns of the names that may come, ``more``: keys for the inventory. ``goes_on``
+    says whether what a killed run left in ``temp`` is of use, ``keep`` leaves it there for the next
+    one. Raises ArtifactError when the disk refuses, another run writes here, or a file of that name
+    is not ours.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Workspace:
         self.directory = Path(os.path.realpath(directory))
         self.temp = self.directory / folder
         self.inventory = Inventory()
+        self.more: dict[str, Any] = {}
         self._writes = tuple(writes)
         self.keep = False
         self._refusal = refusal
@@ -130,7 +133,7 @@ class Workspace:
         names = sorted(found, key=lambda name: (name == last, name))
         new = {name: made.files.get(name) or Entry.of(self.temp / name) for name in names}
         old = self.inventory
-        more = {**old.more, **made.more}
+        more = {**old.more, **made.more, **self.more}
         there = {n: e for n, e in old.files.items() if _is_file(self.directory / n)}
         kept = {n: e for n, e in there.items() if n not in new and not _matches(n, stale)}
         listed = self.directory / INVENTORY

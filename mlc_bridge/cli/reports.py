@@ -207,6 +207,11 @@ def verification(found: VerifyReport) -> None:
         show.notes((str(difference),))
     rounded_layers(weights.rounded)
     show.notes(weights.notes)
+    if found.depths:
+        told = [(d.layers, f"{d.cosine:.6f}", f"{d.distance:.2e}", f"{d.largest:.3g}")
+                for d in found.depths]  # fmt: skip
+        show.table(("layers", "least cosine", "distance", "largest difference"), told)
+        show.notes((found.parted or "the hidden states of both sides agree after every layer",))
 
 
 def speeds(found: BenchReport) -> None:

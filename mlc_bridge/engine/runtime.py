@@ -13,8 +13,9 @@ All calls must come from one thread, the one that called ``threads.start_pool`` 
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ import numpy as np
 
 from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.lib_file import HYBRID
+from mlc_bridge.artifact.tensor_cache import dtype_of
 from mlc_bridge.engine.library import Library, find_library, open_library
 from mlc_bridge.engine.memory import available_memory
 from mlc_bridge.engine.parameters import load_parameters
@@ -188,6 +190,14 @@ class Runtime:
         hidden = self._embedded(run, (1, len(run)))
         verify = self.library.vm["batch_verify"]
         return self._forward(verify, [hidden], [sequence], [len(run)], len(run))
+
+    def silence(self, names: Collection[str]) -> None:
+        """Set these parameters to zero. What the model says then is of use to ``verify`` alone."""
+        for param, about in zip(self._params, self.library.metadata["params"], strict=True):
+            if about["name"] in names:
+                nbytes = math.prod(param.shape) * dtype_of(str(param.dtype)).itemsize
+                flat = param._create_view((nbytes,), "uint8")
+                flat.copyfrom(np.zeros(nbytes, np.uint8))
 
     def warm_up(self) -> None:
         """One token through the model: finds a lib that cannot run, broken weights, or another

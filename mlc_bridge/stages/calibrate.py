@@ -53,6 +53,7 @@ from mlc_bridge.stages.calibration_run import (
     in_own_thread,
     observing,
 )
+from mlc_bridge.stages.certificate import inherited
 from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.observers import OBSERVERS, Fit, Histogram, fit, scale_of
@@ -137,6 +138,7 @@ def calibrate(job: CalibrateJob, progress: Progress = silent) -> CalibrateReport
     with Workspace(plan.output, WRITES) as space:
         report = _calibrated(plan, progress, start)
         _write(plan, report, space.temp)
+        space.more.update(inherited(Path(plan.job.model_dir)))
         space.publish(INDEX, stale=WRITES)
     (plan.output / STATE).unlink(missing_ok=True)
     return report

@@ -27,16 +27,15 @@ from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.manifest import RUNTIME_LIMITS
 from mlc_bridge.artifact.tensor_cache import TensorCache, read_index
 from mlc_bridge.errors import SourceError
-from mlc_bridge.models import MODELS, Weight
+from mlc_bridge.models import Weight
 from mlc_bridge.packing import Array
-from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.schemes.dense import BY_DTYPE
 from mlc_bridge.schemes.model_dtype import NUMPY_DTYPES
 from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages.compare_matrix import Matrix
 from mlc_bridge.stages.left_out import left_out
 from mlc_bridge.stages.progress import Progress, silent
-from mlc_bridge.stages.recognise import Model
+from mlc_bridge.stages.recognise import Model, described
 from mlc_bridge.stages.weights_report import (
     Difference,
     Found,
@@ -83,8 +82,7 @@ class _Both:
     @cached_property
     def model(self) -> Model:
         """As the artifact describes itself."""
-        arch = MODELS[self.chat.model_type]
-        return Model(arch, arch.config(self.chat.arch_config), SCHEMES[self.chat.quantization])
+        return described(self.chat)
 
     def params(self, weight: Weight) -> dict[str, Array]:
         """Stored arrays by suffix."""

@@ -37,6 +37,7 @@ from mlc_bridge.models.decoder.state import KVPages, Recurrent
 from mlc_bridge.record import Record
 from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.certificate import versions
 from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
@@ -148,7 +149,8 @@ def compile_model(job: CompileJob, progress: Progress = silent) -> CompileReport
     check_toolchain(job.device, job.target, job.host)
     progress(STEPS[0], 0, 1)
     plan = make_plan(job)
-    with _published(output, Path(job.model_dir)) as place:
+    about = {"target": plan.target, "versions": versions("mlc-bridge", "apache-tvm")}
+    with _published(output, Path(job.model_dir), about) as place:
         kept, notes = _made(job, plan, place, progress)
     progress(STEPS[2], 1, 1)
     kernels = tuple(KernelChoice.read(choice) for choice in notes["kernels"])
@@ -184,7 +186,7 @@ def check_toolchain(device: str, target: str | None, host: str = "auto") -> None
 
 
 @contextmanager
-def _published(output: Path, model: Path) -> Iterator[Path]:
+def _published(output: Path, model: Path, about: dict[str, Any]) -> Iterator[Path]:
     """Where to put the library: in the model's own directory it is listed as one of its files.
 
     Elsewhere it is a file that the user named; there only a library is overwritten.
@@ -192,6 +194,7 @@ def _published(output: Path, model: Path) -> Iterator[Path]:
     if output.parent.is_dir() and output.parent.samefile(model):
         with Workspace(output.parent, (output.name,)) as space:
             yield space.temp / output.name
+            space.more["compiled"] = about
             space.publish(output.name)
         return
     if output.exists() and not is_library(output):

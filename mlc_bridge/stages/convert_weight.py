@@ -27,6 +27,7 @@ from mlc_bridge.packing import Array
 from mlc_bridge.record import Record
 from mlc_bridge.schemes import Spec
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.certificate import digests_of, made_from
 from mlc_bridge.stages.door import door
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import Recognised, recognise
@@ -121,7 +122,10 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     metadata = {"mlc_bridge": {"version": __version__, "fingerprint": stamp}}
     requantize = Requantize.of(job.requantize)
     key = job_key(plan, requantize)
-    with ShardWriter(output, metadata, md5=md5, job=key) as writer:
+    with (
+        digests_of(plan) as digests,
+        ShardWriter(output, metadata, md5=md5, job=key) as writer,
+    ):
         for item in encoded(plan, requantize, finished(plan, writer)):
             _write(writer, item, plan, sizes)
             done.append(item)
@@ -133,6 +137,8 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
             ParamBytes=float(writer.nbytes),
             BitsPerParam=writer.nbytes * 8 / elements,
         )
+        errors = tuple(error for item in done for error in item.errors)
+        writer.more["made_from"] = made_from(plan, job, digests, errors)
     findings = (*plan.findings(), *(f for item in done for f in item.findings))
     return ConvertReport(
         output=output,
@@ -147,7 +153,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
         weights=elements,
         scales_rounded=sum(item.scales_rounded for item in done),
         float_layers=tuple(plan.config.float_layers),
-        requantized=tuple(error for item in done for error in item.errors),
+        requantized=errors,
         findings=tuple(dict.fromkeys(findings)),
         seconds=time.perf_counter() - start,
     )

@@ -31,6 +31,7 @@ from mlc_bridge.engine.library import (
 from mlc_bridge.errors import ArtifactError, BridgeError
 from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.certificate import certificate_said
 from mlc_bridge.stages.check_bytes import files_said, weights_said
 from mlc_bridge.stages.compare_weights import compare_weights
 from mlc_bridge.stages.door import door
@@ -53,6 +54,9 @@ class CheckJob(Record):
     device: wishes.RunDevice = "auto"
     md5: Annotated[bool, "Read every byte that has a digest or md5 sum, and compare."] = True
     load_lib: wishes.LoadLib = False
+    deep: Annotated[
+        bool, "Compare the files of the checkpoint that it was made from with their digests too."
+    ] = False
     checkpoint: Annotated[
         str | Path | None, "Compare every weight with this checkpoint: directory or hub id."
     ] = None
@@ -159,6 +163,7 @@ def _questions(job: CheckJob, path: Path) -> Iterator[tuple[str, Callable[[], st
     yield "weights", lambda: weights_said(read_index(path), job.md5)
     yield "files", lambda: files_said(path, job.md5)
     yield "numbers", lambda: _numbers_said(read_index(path))
+    yield "certificate", lambda: certificate_said(path, job.deep)
     yield "config and weights", lambda: _same_build(ChatConfig.load(path), read_index(path))
     yield "lib", lambda: _lib_said(job, path)
     if (made_from := job.checkpoint) is not None:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.generation_values import GenerationValues
 from mlc_bridge.artifact.json_text import checked, json_object, text_of
 from mlc_bridge.artifact.manifest import fingerprint
@@ -272,6 +273,12 @@ def _own(
         elif form is not None and not (usual and form.name == scheme.name):
             names[weight.path] = form.name
     return {"float_layers": tuple(kept), "layer_schemes": names}
+
+
+def described(chat: ChatConfig) -> Model:
+    """What an MLC directory says of itself."""
+    arch = MODELS[chat.model_type]
+    return Model(arch, arch.config(chat.arch_config), SCHEMES[chat.quantization])
 
 
 def home_of(model_dir: str | Path) -> Path:

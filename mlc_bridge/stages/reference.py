@@ -43,7 +43,7 @@ PASS = 4096
 ALL = -1
 OUTSIDE = None  # embedding, norm, head
 Number = int | None
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,36 @@ class Reference:
         for ids in windows:
             yield self._run(ids[None])[0]
 
-    def states(self, ids: Array) -> Iterator[Array]:
-        """float32 ``[n, d]`` of one window: what the first layer gets, then what each gives."""
-        found: list[Array] = []
+    def readings(self, ids: Array) -> Iterator[Array]:
+        """float32 ``[n, vocab]``: norm and head of the hidden state before the first layer, then
+        after each layer.
+        """
+        layers = self._family.decoder(self._model).layers
+        states = self._states(ids, layers)
+        own = [layer.__dict__.get("forward") for layer in layers]
+        for layer in layers:
+            layer.forward = lambda hidden, *_, **__: hidden
+        try:
+            for state in states:
+                layers[0].forward = lambda *_, state=state, **__: state
+                yield self._run(ids[None])[0]
+        finally:
+            for layer, forward in zip(layers, own, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
+
+    def _states(self, ids: Array, layers: Any) -> list[Any]:
+        """``[1, n, d]``: what the first layer gets, then what each gives."""
+        found: list[Any] = []
 
         def entered(_: Any, args: Any, kwargs: Any) -> None:
-            found.append(_array(args[0] if args else kwargs["hidden_states"])[0])
+            found.append(args[0] if args else kwargs["hidden_states"])
 
         def left(_: Any, __: Any, out: Any) -> None:
-            found.append(_array(out[0] if isinstance(out, tuple) else out)[0])
+            found.append(out)
 
-        layers = self._family.decoder(self._model).layers
         hooks = [layers[0].register_forward_pre_hook(entered, with_kwargs=True)]
         hooks += [layer.register_forward_hook(left) for layer in layers]
         try:
@@ -133,7 +152,7 @@ class Reference:
         finally:
             for hook in hooks:
                 hook.remove()
-        yield from found
+        return found
 
     def _run(self, ids: Array, **wishes: Any) -> Array:
         """Logits ``[w, n, v]`` of ids ``[w, n]``."""
@@ -297,7 +316,7 @@ class _Weights:
 
 
 def _number(name: str) -> Number:
-    found = _LAYER.match(name)
+    found = _LAYER.search(name)
     return int(found[1]) if found else OUTSIDE
 
 

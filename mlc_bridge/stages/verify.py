@@ -18,9 +18,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import platform
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,7 @@ from typing import Annotated
 import numpy as np
 
 from mlc_bridge.artifact.chat_config import ChatConfig
+from mlc_bridge.artifact.inventory import LIB_NAME
 from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.artifact.tokenizer_files import TokenizerFiles
 from mlc_bridge.engine.runtime import Runtime
@@ -35,13 +37,16 @@ from mlc_bridge.engine.threads import start_pool
 from mlc_bridge.errors import ConfigError, MissingDependency
 from mlc_bridge.packing import Array
 from mlc_bridge.record import Record
+from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.certificate import verified, write
 from mlc_bridge.stages.compare_weights import compare_weights
 from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
-from mlc_bridge.stages.recognise import detected, open_checkpoint
+from mlc_bridge.stages.recognise import described, detected, open_checkpoint
 from mlc_bridge.stages.reference import WHOLE, Reference, open_reference
+from mlc_bridge.stages.trace import TRACED, Depth, parted, trace
 from mlc_bridge.stages.weights_report import WeightsReport
 
 TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
@@ -72,6 +77,9 @@ class VerifyJob(Record):
     max_memory: Annotated[
         str | None, "Memory to use, as in 8GB; beyond it the reference goes layer by layer."
     ] = None
+    trace: Annotated[
+        bool, "Compare the hidden states after every layer, and name the layer where they part."
+    ] = False
     max_kl: Annotated[float, "KL divergence (nats) that still passes."] = 1e-3
     min_top1: Annotated[float | None, "Top-1 agreement (0 to 1) that still passes."] = None
     max_ppl_ratio: Annotated[
@@ -123,6 +131,8 @@ class VerifyReport(Record):
     behaviour: Annotated[
         Behaviour | None, "What the library computes; None where weights differ or stand alone."
     ]
+    depths: Annotated[tuple[Depth, ...], "Hidden states layer by layer, where asked for."] = ()
+    parted: Annotated[str, "The layer where they part, if traced and if they do."] = ""
 
 
 @dataclass
@@ -162,32 +172,86 @@ def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
     windows = () if job.weights_only else _windows(job)
     ckpt, source = detected(open_checkpoint(job.checkpoint, job.source), job.source_format)
     weights = compare_weights(job.model_dir, ckpt, source, progress)
-    if not weights.passed:
-        return VerifyReport(False, (f"weights: {weights.verdict}",), weights, None)
-    if job.weights_only:
-        return VerifyReport(True, (), weights, None)
+    if not weights.passed and not job.trace:
+        report = VerifyReport(False, (f"weights: {weights.verdict}",), weights, None)
+    elif job.weights_only:
+        report = VerifyReport(True, (), weights, None)
+    else:
+        report = _with_behaviour(job, windows, limit, (ckpt, source), weights, progress)
+    _certify(job, report)
+    return report
+
+
+def _with_behaviour(
+    job: VerifyJob,
+    windows: Sequence[Array],
+    limit: int | None,
+    read: tuple[Checkpoint, Source],
+    weights: WeightsReport,
+    progress: Progress,
+) -> VerifyReport:
     size = sum(record.nbytes for record in read_index(job.model_dir).records.values())
     ids, count = len(windows[0]), len(windows)
-    reference = open_reference(ckpt, source, ids, ids * count, beside=size, max_memory=limit)
-    behaviour = _behaviour(job, windows, reference, progress)
-    failures = tuple(behaviour.failures(job))
-    return VerifyReport(not failures, failures, weights, behaviour)
+    reference = open_reference(*read, ids, ids * count, beside=size, max_memory=limit)
+    with ThreadPoolExecutor(1) as own_thread:  # TVM keeps one pool per calling thread
+        ours = own_thread.submit(_Ours, job).result()
+        behaviour = _behaviour(own_thread, ours, windows, reference, progress)
+        depths = _traced(job, own_thread, ours, reference, windows[0], progress)
+    failures = [] if weights.passed else [f"weights: {weights.verdict}"]
+    failures += [*behaviour.failures(job), *filter(None, [where := parted(depths)])]
+    return VerifyReport(not failures, tuple(failures), weights, behaviour, depths, where)
+
+
+def _traced(
+    job: VerifyJob,
+    own_thread: Executor,
+    ours: _Ours,
+    reference: Reference,
+    ids: Array,
+    progress: Progress,
+) -> tuple[Depth, ...]:
+    if not job.trace:
+        return ()
+
+    def logits(ids: Array) -> Array:
+        return own_thread.submit(ours.logits, ids).result()
+
+    def silence(names: Sequence[str]) -> None:
+        own_thread.submit(ours.silence, frozenset(names)).result()
+
+    model = described(ChatConfig.load(job.model_dir))
+    return trace(model, logits, silence, reference, ids[:TRACED], progress)
+
+
+def _certify(job: VerifyJob, report: VerifyReport) -> None:
+    """Note in the artifact what was found, where it was found with the artifact's own library."""
+    directory = Path(job.model_dir)
+    if job.model_lib is not None or (job.weights_only and report.passed):
+        return  # nothing about its own library
+    name = (
+        str(job.text) if job.text else f"{', '.join(TEXTS)} of Python {platform.python_version()}"
+    )
+    about = {"name": name, "tokens": job.tokens, "window": job.window}
+    found = verified(directory, directory / LIB_NAME, report, _text(job), **about)
+    write(directory, "verified", found)
 
 
 def _behaviour(
-    job: VerifyJob, windows: Sequence[Array], reference: Reference, progress: Progress
+    own_thread: Executor,
+    ours: _Ours,
+    windows: Sequence[Array],
+    reference: Reference,
+    progress: Progress,
 ) -> Behaviour:
     sums, decode = _Sums(), _Sums()
-    with ThreadPoolExecutor(1) as own_thread:  # TVM keeps one pool per calling thread
-        ours = own_thread.submit(_Ours, job).result()
-        answers = reference.logits(windows, progress)
-        for done, (ids, theirs) in enumerate(zip(windows, answers, strict=True)):
-            progress("verify", done, len(windows))
-            sums.add(own_thread.submit(ours.logits, ids).result(), theirs, ids)
-            if done == 0:
-                rows = own_thread.submit(ours.decoded, ids).result()
-                if len(rows):
-                    decode.add(rows, theirs[-len(rows) :], ids[-len(rows) :])
+    answers = reference.logits(windows, progress)
+    for done, (ids, theirs) in enumerate(zip(windows, answers, strict=True)):
+        progress("verify", done, len(windows))
+        sums.add(own_thread.submit(ours.logits, ids).result(), theirs, ids)
+        if done == 0:
+            rows = own_thread.submit(ours.decoded, ids).result()
+            if len(rows):
+                decode.add(rows, theirs[-len(rows) :], ids[-len(rows) :])
     progress("verify", len(windows), len(windows))
     return Behaviour(
         tokens=sums.count,
@@ -235,6 +299,9 @@ class _Ours:
         self._runtime = Runtime.open(
             job.model_dir, job.model_lib, device=job.device, mode="interactive"
         )
+
+    def silence(self, names: Collection[str]) -> None:
+        self._runtime.silence(names)
 
     def logits(self, ids: Array) -> Array:
         """float32 ``[n, vocab]`` of one window, from an empty cache."""

@@ -379,6 +379,32 @@ def test_another_rope_theta(spoil: Callable[[str], Made]) -> None:
     assert "10000" in difference.expected
 
 
+def test_the_wrong_longrope_list(tmp_path: Path) -> None:
+    """Phi-3's config with one factor of the long list changed after the conversion."""
+    tensors = {n: w for n, w in float_tensors().items() if not n.endswith(".bias")}
+    for i in range(LAYERS):
+        for home, fused, parts in (("self_attn", "qkv_proj", "qkv"), ("mlp", "gate_up_proj",
+                                                                      ("gate", "up"))):  # fmt: skip
+            names = [f"model.layers.{i}.{home}.{part}_proj.weight" for part in parts]
+            joined = np.concatenate([tensors.pop(name) for name in names])
+            tensors[f"model.layers.{i}.{home}.{fused}.weight"] = joined
+    rope = {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
+    config = {**CONFIG, "model_type": "phi3", "architectures": ["Phi3ForCausalLM"],
+              "rope_scaling": rope, "original_max_position_embeddings": 256}  # fmt: skip
+    home = write(tmp_path / "phi3", tensors, config)
+    gen_config(GenConfigJob(home, tmp_path / "out", "q0f16", "LM"))
+    convert_weight(ConvertJob(home, tmp_path / "out", "q0f16"))
+    made = Made("q0f16", tmp_path / "out", home)
+    assert made.compared().passed
+    path = made.model / "mlc-chat-config.json"
+    chat = json.loads(path.read_text())
+    chat["model_config"]["rope_scaling"]["long_factor"][3] = 2.5
+    path.write_text(json.dumps(chat))
+    (difference,) = made.compared().differences
+    assert (difference.tensor, difference.layer) == ("model_config", "rope_scaling")
+    assert "2.5" in difference.found
+
+
 def test_check_compares_with_a_checkpoint_too(spoil: Callable[[str], Made]) -> None:
     made = spoil("q4f16_autoawq")
     checks = check_artifact(CheckJob(made.model, checkpoint=made.checkpoint)).checks

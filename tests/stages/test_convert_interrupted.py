@@ -170,7 +170,10 @@ def test_what_is_not_as_it_was_is_not_taken_over(
     converted, report = again(own, out, monkeypatch, wish)
     assert len(converted) == len(set(converted)) == 3 + 6 * SHAPE.layers
     if wish == "q4f16_autoawq":
-        assert (report, contents(out)) == (expected, whole)
+        listed = "mlc-bridge.json"  # names the copy of the source
+        found, wanted = contents(out), dict(whole)
+        assert json.loads(found.pop(listed))["files"] == json.loads(wanted.pop(listed))["files"]
+        assert (report, found) == (expected, wanted)
     assert not kept.exists()
 
 

@@ -48,7 +48,8 @@ def model(example_awq: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
-    """Every file below ``folder`` with its bytes; a link with where it points."""
+    """Every file below ``folder`` with its bytes; a link with where it points. The certificate
+    without the place of the checkpoint."""
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -56,6 +57,11 @@ def contents(folder: Path) -> dict[str, bytes | str]:
             found[name] = str(path.readlink())
         elif path.is_file():
             found[name] = path.read_bytes()
+    if INVENTORY in found:
+        listed = json.loads(found[INVENTORY])
+        for key in ("checkpoint", "job"):
+            listed.get("made_from", {}).pop(key, None)
+        found[INVENTORY] = json.dumps(listed)
     return found
 
 

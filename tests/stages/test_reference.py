@@ -15,7 +15,7 @@ from recognise_cases import with_texts
 from mlc_bridge.errors import ArtifactError, ConfigError
 from mlc_bridge.stages import reference
 from mlc_bridge.stages.recognise import detected, open_checkpoint
-from mlc_bridge.stages.reference import Need, open_reference
+from mlc_bridge.stages.reference import Need, Reference, open_reference
 from mlc_bridge.stages.verify import nbytes_of
 
 SHARED: dict[str, Any] = {
@@ -75,9 +75,23 @@ def test_layer_by_layer_is_the_same(
         assert np.abs(wanted).max() > 0.5
         np.testing.assert_allclose(one, wanted, atol=1e-6)
         np.testing.assert_allclose(other, wanted, atol=2e-6)
-    for one, other in zip(whole.states(ids[0]), streamed.states(ids[0]), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(one).max())
-    assert len(list(whole.states(ids[0]))) == 4
+    _readings(model, whole, streamed, ids[0])
+
+
+def _readings(model: Any, whole: Reference, streamed: Reference, ids: Any) -> None:
+    """Norm and head of what transformers itself records; the last one are the logits."""
+    with torch.no_grad():
+        out = model(torch.from_numpy(ids[None]).long(), output_hidden_states=True)
+    read = [*whole.readings(ids)]
+    assert len(read) == len(out.hidden_states) == 4
+    for one, other in zip(read, streamed.readings(ids), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+    np.testing.assert_allclose(read[-1], out.logits[0].numpy(), atol=1e-6)
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is None:
+        norm, head = model.get_decoder().norm, model.get_output_embeddings()
+        first = head(norm(out.hidden_states[0]))[0].detach().numpy()
+        factor = np.linalg.norm(read[0]) / np.linalg.norm(first)  # granite's is not 1
+        np.testing.assert_allclose(read[0], factor * first, atol=1e-5)
 
 
 def test_layers_are_freed(tmp_path: Path) -> None:

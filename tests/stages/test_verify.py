@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mlc_bridge import BuildJob, CheckJob, build, check_artifact, inspect_artifact
 from mlc_bridge.errors import ConfigError
@@ -45,6 +48,39 @@ def test_another_checkpoint_does_not(model: Path, example_float: Path) -> None:
     assert not found.passed
     assert found.behaviour is None
     assert "qkv_proj" in found.failures[0]
+
+
+def test_trace_names_the_layer(model: Path, example_awq: Path, tmp_path: Path) -> None:
+    """The library's own readings after every layer; one checkpoint whose layer 3 has other norms,
+    and one with another rotation in all layers."""
+    same = verify(VerifyJob(model, example_awq, tokens=64, window=64, trace=True))
+    assert same.passed
+    assert same.parted == ""
+    assert [d.layers for d in same.depths] == list(range(7))
+    assert all(d.distance < 5e-3 and d.cosine > 0.9999 for d in same.depths)
+    for name, change, place in (
+        ("norm", _other_norm, "layer 3:"), ("theta", _other_theta, "layer 0:"),
+    ):  # fmt: skip
+        home = shutil.copytree(example_awq, tmp_path / name)
+        change(home)
+        found = verify(VerifyJob(model, home, tokens=64, window=64, trace=True))
+        assert not found.passed
+        assert place in found.parted
+        assert found.failures[-1] == found.parted
+        assert found.weights.differences
+
+
+def _other_norm(home: Path) -> None:
+    tensors = load_file(home / "model.safetensors")
+    tensors["model.layers.3.post_attention_layernorm.weight"] *= np.float16(1.5)
+    save_file(tensors, home / "model.safetensors", metadata={"format": "pt"})
+
+
+def _other_theta(home: Path) -> None:
+    config = json.loads((home / "config.json").read_text())
+    rope = {**config.get("rope_parameters", {}), "rope_theta": 100.0}
+    config.update({"rope_theta": 100.0} | ({"rope_parameters": rope} if len(rope) > 1 else {}))
+    (home / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
