@@ -192,7 +192,7 @@ def verification(found: VerifyReport) -> None:
         ("top-1 agreement", f"{said.top1:.2%}"),
         ("perplexity", f"{said.perplexity:.3f}, reference {said.reference_perplexity:.3f}"),
         ("logits differ by", f"{said.logit_difference:.3g} at most"),
-        ("reference", f"float32, {said.reference}"),
+        ("reference", said.reference),
     ]  # fmt: skip
     show.rows(
         "verified" if found.passed else "NOT verified",

@@ -33,6 +33,7 @@ from mlc_bridge.artifact.inventory import INDEX, INVENTORY, LIB_NAME, Entry, Inv
 from mlc_bridge.artifact.json_text import checked
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.record import Record
+from mlc_bridge.sources import Checkpoint
 from mlc_bridge.stages.recognise import Model, Recognised
 from mlc_bridge.stages.weight_encoding import LayerError
 
@@ -60,16 +61,33 @@ class Verified(BaseModel):
 
 
 @contextmanager
-def digests_of(plan: Recognised) -> Iterator[Digests]:
+def digests_of(ckpt: Checkpoint) -> Iterator[Digests]:
     """The checkpoint's files are hashed by a thread while the weights are converted from them."""
-    files = {entry.file for entry in plan.ckpt.entries.values()}
-    files |= {plan.ckpt.path / "config.json", *plan.ckpt.path.glob("*.index.json")}
-    there = sorted(path for path in files if path.is_file())
     pool = ThreadPoolExecutor(1)
     try:
-        yield {_name(path, plan.ckpt.path): pool.submit(Entry.of, path) for path in there}
+        yield {name: pool.submit(Entry.of, path) for name, path in _files(ckpt).items()}
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def is_origin(ckpt: Checkpoint, directory: Path) -> bool:
+    """Whether the model was made from these very files, as far as it says; reads them."""
+    block = (Inventory.read(directory) or Inventory()).more.get("made_from")
+    if block is None:
+        return True
+    made = checked(MadeFrom, block, f"{directory / INVENTORY}: made_from", ArtifactError)
+    files = _files(ckpt)
+    return {Path(n).name for n in files} == {Path(n).name for n in made.files} and all(
+        Entry.of(path) in made.files.values() for path in files.values()
+    )
+
+
+def _files(ckpt: Checkpoint) -> dict[str, Path]:
+    """Weights, config and index, by their names in the checkpoint."""
+    files = {entry.file for entry in ckpt.entries.values()}
+    files |= {ckpt.path / "config.json", *ckpt.path.glob("*.index.json")}
+    there = sorted(path for path in files if path.is_file())
+    return {path.name if path.parent == ckpt.path else str(path): path for path in there}
 
 
 def made_from(
@@ -110,7 +128,9 @@ def schemes_of(model: Model) -> dict[str, list[str]]:
 def verified(directory: Path, lib: Path, report: Record, text: str, **job: Any) -> dict[str, Any]:
     """The section of ``verify``: its report, and what it holds for."""
     found = json.loads(report.to_json())
-    weights = found.pop("weights")
+    weights, behaviour = found.pop("weights"), found["behaviour"] or {}
+    for detail in ("by_position", "worst"):
+        behaviour.pop(detail, None)
     kept = ("verdict", "exact", "weights", "rounded", "scales_rounded")
     read = {INDEX: directory / INDEX, LIB_NAME: lib}
     return {
@@ -164,6 +184,34 @@ def certificate_said(directory: Path, deep: bool) -> str:
     return "; ".join(said) or "none: made by MLC LLM or an older version"
 
 
+def card_rows(directory: Path) -> Iterator[tuple[str, str]]:
+    """What a model card says of the certificate: where the weights come from, what was measured."""
+    more = (Inventory.read(directory) or Inventory()).more
+    if made := more.get("made_from"):
+        errors = [error["relative"] for error in made["rounded"].values()]
+        worst = f"{len(errors)} matrices, RMS error {max(errors):.2%} at most" if errors else ""
+        yield "made from", f"`{made['source_format']}` weights"
+        yield "rounded", worst or "nothing: the checkpoint's values bit for bit"
+    found = more.get("verified")
+    if found and (said := found["behaviour"]) and _holds(found, directory):
+        yield "KL to the checkpoint in float32", f"{said['kl']:.2g} nats"
+        yield "same likeliest token", f"{said['top1']:.2%} of {said['tokens']} positions"
+        ours, theirs = said["perplexity"], said["reference_perplexity"]
+        yield "perplexity", f"{ours:.3f}, checkpoint {theirs:.3f}"
+        yield "text", f"{found['text']['name']}"
+
+
+def _holds(block: Mapping[str, Any], directory: Path) -> bool:
+    found = checked(Verified, block, f"{directory / INVENTORY}: verified", ArtifactError)
+    return found.passed and not _changed(found, directory)
+
+
+def _changed(found: Verified, directory: Path) -> list[str]:
+    """Files that are no longer those of the section."""
+    now = {n: Entry.of(directory / n) for n in found.files if (directory / n).is_file()}
+    return [name for name, entry in found.files.items() if now.get(name) != entry]
+
+
 def _inputs_said(made: MadeFrom, deep: bool) -> str:
     home, count = Path(made.checkpoint), len(made.files)
     if not deep:
@@ -183,9 +231,7 @@ def _inputs_said(made: MadeFrom, deep: bool) -> str:
 
 
 def _verified_said(found: Verified, directory: Path) -> str:
-    now = {n: Entry.of(directory / n) for n in found.files if (directory / n).is_file()}
-    changed = [name for name, entry in found.files.items() if now.get(name) != entry]
-    if changed:
+    if changed := _changed(found, directory):
         return f"verified before {' and '.join(changed)} changed: verify it again"
     if not found.passed:
         raise ArtifactError(
@@ -215,7 +261,3 @@ def machine() -> str:
     lines = path.read_text().splitlines() if path.exists() else []
     name = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
     return " ".join(filter(None, (platform.system(), platform.machine(), name)))
-
-
-def _name(path: Path, home: Path) -> str:
-    return path.name if path.parent == home else str(path)

@@ -123,7 +123,7 @@ def convert_weight(job: ConvertJob, progress: Progress = silent) -> ConvertRepor
     requantize = Requantize.of(job.requantize)
     key = job_key(plan, requantize)
     with (
-        digests_of(plan) as digests,
+        digests_of(plan.ckpt) as digests,
         ShardWriter(output, metadata, md5=md5, job=key) as writer,
     ):
         for item in encoded(plan, requantize, finished(plan, writer)):

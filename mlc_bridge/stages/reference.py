@@ -35,7 +35,7 @@ from mlc_bridge.sources import Checkpoint, Source
 from mlc_bridge.stages.progress import Progress, silent
 from mlc_bridge.stages.recognise import survey
 
-WHOLE, STREAMED = "whole", "layer by layer"
+WHOLE, STREAMED = "float32, whole", "float32, layer by layer"
 LOADING = 6
 """Bytes a weight takes while a model loads: 4 of its own, and what joining experts copies."""
 PASS = 4096
@@ -115,7 +115,7 @@ class Reference:
         for ids in windows:
             yield self._run(ids[None])[0]
 
-    def readings(self, ids: Array) -> Iterator[Array]:
+    def readings(self, ids: Array) -> list[Array]:
         """float32 ``[n, vocab]``: norm and head of the hidden state before the first layer, then
         after each layer.
         """
@@ -124,16 +124,18 @@ class Reference:
         own = [layer.__dict__.get("forward") for layer in layers]
         for layer in layers:
             layer.forward = lambda hidden, *_, **__: hidden
+        found = []
         try:
             for state in states:
                 layers[0].forward = lambda *_, state=state, **__: state
-                yield self._run(ids[None])[0]
+                found.append(self._run(ids[None])[0])
         finally:
             for layer, forward in zip(layers, own, strict=True):
                 if forward is None:
                     del layer.forward
                 else:
                     layer.forward = forward
+        return found
 
     def _states(self, ids: Array, layers: Any) -> list[Any]:
         """``[1, n, d]``: what the first layer gets, then what each gives."""

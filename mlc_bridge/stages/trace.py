@@ -17,7 +17,7 @@ No other library is compiled for it: kernels, weights and config are those that 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,9 +25,7 @@ import numpy as np
 
 from mlc_bridge.packing import Array
 from mlc_bridge.record import Record
-from mlc_bridge.stages.progress import Progress
 from mlc_bridge.stages.recognise import Model
-from mlc_bridge.stages.reference import Reference
 
 TRACED = 256
 """Tokens that are traced at most."""
@@ -62,26 +60,16 @@ def layer_of(path: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def trace(
-    model: Model,
-    logits: Callable[[Array], Array],
-    silence: Callable[[Sequence[str]], None],
-    reference: Reference,
-    ids: Array,
-    progress: Progress,
-) -> tuple[Depth, ...]:
-    """Readings at every depth. ``logits`` of ids ``[n]`` come from the library, whose parameters
-    ``silence`` sets to zero; it is of no use afterwards.
-    """
-    theirs = list(reference.readings(ids))
-    found = []
-    for depth in reversed(range(len(theirs))):
-        progress("trace", len(theirs) - 1 - depth, len(theirs))
-        found.append(_compared(depth, logits(ids), theirs[depth]))
-        if depth:
-            silence(silenced(model, depth - 1))
-    progress("trace", len(theirs), len(theirs))
-    return tuple(reversed(found))
+def depths_of(model: Model) -> int:
+    """How many layers there are."""
+    found = [n for weight in model.weights if (n := layer_of(weight.path)) is not None]
+    return max(found, default=-1) + 1
+
+
+def compared(ours: Sequence[Array], theirs: Sequence[Array]) -> tuple[Depth, ...]:
+    """Readings ``[n, vocab]`` of both sides at every depth, the embedding first."""
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    return tuple(_compared(depth, mine, other) for depth, (mine, other) in pairs)
 
 
 def _compared(depth: int, ours: Array, theirs: Array) -> Depth:

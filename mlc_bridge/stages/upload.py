@@ -19,6 +19,7 @@ from mlc_bridge.artifact.tensor_cache import read_index
 from mlc_bridge.errors import ArtifactError
 from mlc_bridge.record import Record
 from mlc_bridge.stages import wishes
+from mlc_bridge.stages.certificate import card_rows
 from mlc_bridge.stages.door import door
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
@@ -104,6 +105,7 @@ def model_card(job: UploadJob, chat: ChatConfig, home: Path) -> str:
     )
     origin = f" of [{job.base_model}](https://hf.co/{job.base_model})" if job.base_model else ""
     size = sum(record.nbytes for record in index.records.values())
+    proof = "".join(f"| {name} | {value} |\n" for name, value in card_rows(home))
     return f"""---
 library_name: mlc-llm
 pipeline_tag: text-generation
@@ -122,7 +124,7 @@ A model{origin} in the form of [MLC LLM](https://llm.mlc.ai), made by mlc-bridge
 | context window | {chat.context_window_size} tokens |
 | conversation template | `{chat.conv_template.name}` |
 | fingerprint | `{chat.fingerprint or "none"}` |
-
+{proof}
 ```
 mlc-bridge compile HF://{job.repo} -o lib.so
 mlc-bridge chat HF://{job.repo} --model-lib lib.so

@@ -24,8 +24,10 @@ from mlc_bridge import (
     verify,
 )
 from mlc_bridge.artifact.inventory import INVENTORY, Inventory
+from mlc_bridge.sources import Checkpoint
 from mlc_bridge.stages import certificate
-from mlc_bridge.stages.verify import Behaviour, _certify
+from mlc_bridge.stages.behaviour import Behaviour
+from mlc_bridge.stages.verify import _certify
 
 BEHAVIOUR = Behaviour(512, 1.7e-6, 2.1e-5, 0.9985, 14.7, 14.7, 0.01)
 
@@ -105,7 +107,8 @@ def test_what_verify_found_holds_for_the_files_it_read(made: tuple[Path, Path]) 
     (out / "lib.so").write_bytes(b"\x7fELF of this test")
     weights = verify(VerifyJob(out, home, weights_only=True)).weights
     job, report = VerifyJob(out, home), VerifyReport(True, (), weights, BEHAVIOUR)
-    _certify(job, report)
+    origin = Checkpoint.open(home)
+    _certify(job, report, origin)
     found = section(out, "verified")
     assert found["behaviour"]["kl"] == BEHAVIOUR.kl
     assert "shlex" in found["text"]["name"]
@@ -115,15 +118,25 @@ def test_what_verify_found_holds_for_the_files_it_read(made: tuple[Path, Path]) 
     assert passed
     assert "KL 1.7e-06, top-1 99.85%; weights and lib are those it read" in told
     assert Inventory.read(out) is not None  # the list of files is still whole
+    card = dict(certificate.card_rows(out))
+    assert card["rounded"].startswith("nothing")
+    assert card["same likeliest token"] == "99.85% of 512 positions"
     (out / "lib.so").write_bytes(b"\x7fELF of another build")
+    assert "perplexity" not in dict(certificate.card_rows(out))
     assert "verified before lib.so changed" in said(out)[1]
 
 
-def test_a_model_that_did_not_pass_is_told(made: tuple[Path, Path]) -> None:
+def test_a_model_that_did_not_pass_is_told(made: tuple[Path, Path], tmp_path: Path) -> None:
     home, out = made
     weights = verify(VerifyJob(out, home, weights_only=True)).weights
     bad = replace(BEHAVIOUR, kl=0.3)
-    _certify(VerifyJob(out, home), VerifyReport(False, ("KL 0.3, at most 0.001",), weights, bad))
+    job, report = VerifyJob(out, home), VerifyReport(False, ("KL 0.3 > 0.001",), weights, bad)
+    other = shutil.copytree(home, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    _certify(job, report, Checkpoint.open(other))
+    assert said(out)[0]  # another checkpoint proves nothing about this model
+    _certify(job, report, Checkpoint.open(shutil.copytree(home, tmp_path / "copy")))
     passed, why = said(out)
     assert not passed
     assert "KL 0.3" in why

@@ -35,6 +35,7 @@ from mlc_bridge import (
 )
 from mlc_bridge.artifact.inventory import Entry, Inventory
 from mlc_bridge.artifact.tensor_cache import INDEX, read_index
+from mlc_bridge.errors import ConfigError
 from mlc_bridge.stages.weights_report import WeightsReport
 
 Array = np.ndarray[Any, Any]
@@ -403,6 +404,34 @@ def test_the_wrong_longrope_list(tmp_path: Path) -> None:
     (difference,) = made.compared().differences
     assert (difference.tensor, difference.layer) == ("model_config", "rope_scaling")
     assert "2.5" in difference.found
+
+
+def test_two_artifacts(built: Callable[[str], Made], spoil: Callable[[str], Made]) -> None:
+    """Equal, of another scheme, with one bit flipped, and no twins at all."""
+    made, made_before = spoil("q4f16_1"), built("q4f16_1")
+
+    def against(other: Path) -> WeightsReport:
+        return verify(VerifyJob(made.model, against=other, weights_only=True)).weights
+
+    same = against(made_before.model)
+    assert (same.passed, same.exact) == (True, same.weights)
+    floats = against(built("q0f16").model)
+    assert floats.passed
+    rounded = {e.layer: e.relative for e in floats.rounded}
+    assert DOWN in rounded
+    assert all(0 < error < 0.15 for error in rounded.values())
+    made.edit(f"{DOWN}.q_scale", np.negative)
+    (difference,) = against(made_before.model).differences
+    assert difference.tensor == DOWN
+    path = made.model / "mlc-chat-config.json"
+    config = json.loads(path.read_text())
+    config["model_config"]["num_hidden_layers"] = 1
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="another model"):
+        against(made_before.model)
+    for wishes in ({}, {"checkpoint": "c", "against": "a"}):
+        with pytest.raises(ConfigError, match="--checkpoint and --against"):
+            verify(VerifyJob(made.model, **wishes))
 
 
 def test_check_compares_with_a_checkpoint_too(spoil: Callable[[str], Made]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from recognise_cases import with_texts
 
 from mlc_bridge.errors import ArtifactError, ConfigError
 from mlc_bridge.stages import reference
+from mlc_bridge.stages.kept_reference import KeptReference
+from mlc_bridge.stages.progress import silent
 from mlc_bridge.stages.recognise import detected, open_checkpoint
 from mlc_bridge.stages.reference import Need, Reference, open_reference
 from mlc_bridge.stages.verify import nbytes_of
@@ -67,7 +70,7 @@ def test_layer_by_layer_is_the_same(
     whole = open_reference(*read, 24, 72)
     need = Need.of(reference.survey(*read).weights, 24, 72)
     streamed = open_reference(*read, 24, 72, max_memory=need.whole + need.work - 1)
-    assert (whole.how, streamed.how) == ("whole", "layer by layer")
+    assert (whole.how, streamed.how) == ("float32, whole", "float32, layer by layer")
     ids = windows(3, 24)
     for one, other, asked in zip(whole.logits(ids), streamed.logits(ids), ids, strict=True):
         with torch.no_grad():
@@ -92,6 +95,35 @@ def _readings(model: Any, whole: Reference, streamed: Reference, ids: Any) -> No
         first = head(norm(out.hidden_states[0]))[0].detach().numpy()
         factor = np.linalg.norm(read[0]) / np.linalg.norm(first)  # granite's is not 1
         np.testing.assert_allclose(read[0], factor * first, atol=1e-5)
+
+
+def test_kept_logits_are_not_computed_again(tmp_path: Path) -> None:
+    """Only what is new is; another checkpoint under the same name is another key."""
+    _, home = made("llama", tmp_path / "llama")
+    opened = []
+
+    def kept() -> KeptReference:
+        read = detected(open_checkpoint(home))
+
+        def computed() -> Reference:
+            opened.append(1)
+            return open_reference(*read, 24, 72)
+
+        return KeptReference(tmp_path / "kept", *read, computed)
+
+    ids, first = windows(3, 24), kept()
+    wanted = list(first.logits(ids[:2], silent))
+    assert first.how.startswith("float32, whole, 0 of 2 windows")
+    again = kept()
+    for one, other in zip(again.logits(ids[:2], silent), wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (len(opened), again.how.split(" as")[0]) == (1, "float32, 2 of 2 windows")
+    assert len(list(kept().logits(ids, silent))) == 3
+    assert len(opened) == 2
+    os.utime(home / "model.safetensors")
+    list(kept().logits(ids, silent))
+    assert len(opened) == 3
+    assert len(list((tmp_path / "kept").iterdir())) == 6
 
 
 def test_layers_are_freed(tmp_path: Path) -> None:

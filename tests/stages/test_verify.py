@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from mlc_bridge import BuildJob, CheckJob, build, check_artifact, inspect_artifact
 from mlc_bridge.errors import ConfigError
+from mlc_bridge.stages.behaviour import Behaviour, _log_softmax, _Sums
 from mlc_bridge.stages.bench import BenchJob, bench
-from mlc_bridge.stages.verify import Behaviour, VerifyJob, _log_softmax, _Sums, verify
+from mlc_bridge.stages.verify import VerifyJob, verify
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +29,9 @@ def model(example_awq: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_the_checkpoint_itself_passes(model: Path, example_awq: Path) -> None:
-    found = verify(VerifyJob(model, example_awq, tokens=512, window=256))
+def test_the_checkpoint_itself_passes(model: Path, example_awq: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    found = verify(VerifyJob(model, example_awq, tokens=512, window=256, page=page))
     assert found.passed
     assert found.weights.exact == found.weights.weights
     said = found.behaviour
@@ -40,6 +43,14 @@ def test_the_checkpoint_itself_passes(model: Path, example_awq: Path) -> None:
     assert said.decode_kl <= said.decode_kl_max < 1e-3
     assert said.top1 > 0.99
     assert said.perplexity == pytest.approx(said.reference_perplexity, rel=1e-3)
+    assert np.mean(said.by_position) == pytest.approx(said.kl)
+    assert [w.kl for w in said.worst] == sorted(said.by_position)[:-13:-1]
+    text = page.read_text()
+    assert text.count("<circle") == 512
+    assert "<h1>model: verified, all 39 weights hold the checkpoint&#x27;s values; KL" in text
+    assert not re.search(r"https?:|<script|<link|@import", text)  # one file, no network
+    checked = {c.name: c.detail for c in check_artifact(CheckJob(model)).checks}
+    assert "weights and lib are those it read" in checked["certificate"]
 
 
 def test_another_checkpoint_does_not(model: Path, example_float: Path) -> None:
@@ -68,6 +79,17 @@ def test_trace_names_the_layer(model: Path, example_awq: Path, tmp_path: Path) -
         assert place in found.parted
         assert found.failures[-1] == found.parted
         assert found.weights.differences
+
+
+def test_against_another_artifact(model: Path) -> None:
+    """Its own copy: nothing differs, not even a bit of a logit."""
+    job = VerifyJob(model, against=model, tokens=64, window=64, trace=True)
+    found = verify(job)
+    assert found.passed
+    assert found.behaviour is not None
+    assert (found.behaviour.kl, found.behaviour.logit_difference) == (0, 0)
+    assert found.behaviour.reference.endswith(str(model))
+    assert [(d.layers, d.largest) for d in found.depths] == [(i, 0) for i in range(7)]
 
 
 def _other_norm(home: Path) -> None:
