@@ -40,7 +40,7 @@ from mlc_bridge.stages.inspect_checkpoint import (
 from mlc_bridge.stages.model_type import check_model_type
 from mlc_bridge.stages.quantize import OPTION_HELP, QuantizeJob, quantize
 from mlc_bridge.stages.upload import UploadJob, upload
-from mlc_bridge.stages.verify import VerifyJob, verify
+from mlc_bridge.stages.verify import VerifyJob, VerifyReport, verify
 
 app = typer.Typer(
     name="mlc-bridge",
@@ -260,14 +260,21 @@ def _verify(given: dict[str, Any], as_json: bool) -> None:
         found = verify(job, progress)
     show.as_json(found) if as_json else reports.verification(found)
     if not found.passed:
-        by_weights = "Convert again from this checkpoint; check tells whether files are damaged"
+        other = "the checkpoint" if job.against is None else str(job.against)
         raise NotVerified(
-            "the model does not say what the checkpoint says",
+            f"the model does not say what {other} says",
             where=job.model_dir,
             found="; ".join(found.failures),
-            todo=(by_weights if found.behaviour is None else
-                  "The weights are right, so look at lib and config: build again"),
-        )  # fmt: skip
+            todo=_advice(found),
+        )
+
+
+def _advice(found: VerifyReport) -> str:
+    if not found.weights.passed:
+        return "Convert again from this checkpoint; check tells whether files are damaged"
+    if not found.depths:
+        return "The weights are right; --trace names the layer where the two part"
+    return "The weights are right, so look at config and library: build again"
 
 
 def _bench(given: dict[str, Any], as_json: bool) -> None:
