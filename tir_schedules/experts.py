@@ -163,7 +163,7 @@ def _is_stack(e: TensorLoad, choices: set[ir.Var]) -> bool:
     first, *rest = e.indices
     chosen = strip_casts(first)
     inside = isinstance(chosen, TensorLoad) and chosen.source in choices
-    return inside and len(rest) == 2 and not any(_loads(index) for index in rest)
+    return inside and not any(_loads(index) for index in rest)
 
 
 def _copies(mixture: Mixture) -> bool:

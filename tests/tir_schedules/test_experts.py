@@ -30,6 +30,8 @@ LAYOUTS = {
     "q0f32": 1e-6,
     "q4f32_1": 3e-5,
     "fp8_e4m3fn_f16_row_scale": 2e-3,
+    "mxfp4_f16": 2e-3,
+    "nvfp4_f16": 2e-3,
 }
 
 
