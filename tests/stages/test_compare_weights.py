@@ -33,9 +33,12 @@ from mlc_bridge import (
     gen_config,
     verify,
 )
+from mlc_bridge.artifact.chat_config import ChatConfig
 from mlc_bridge.artifact.inventory import Entry, Inventory
+from mlc_bridge.artifact.manifest import check_lib
 from mlc_bridge.artifact.tensor_cache import INDEX, read_index
-from mlc_bridge.errors import ConfigError
+from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.stages.recognise import described
 from mlc_bridge.stages.weights_report import WeightsReport
 
 Array = np.ndarray[Any, Any]
@@ -404,6 +407,15 @@ def test_the_wrong_longrope_list(tmp_path: Path) -> None:
     (difference,) = made.compared().differences
     assert (difference.tensor, difference.layer) == ("model_config", "rope_scaling")
     assert "2.5" in difference.found
+
+
+def test_another_schemes_library(built: Callable[[str], Made]) -> None:
+    """What it asks for is not there, and the first parameter is named."""
+    wanted = described(ChatConfig.load(built("q4f16_1").model)).specs.items()
+    params = [{"name": n, "shape": list(s.shape), "dtype": s.dtype} for n, s in wanted]
+    check_lib({"params": params}, built("q4f16_1").model)
+    with pytest.raises(ArtifactError, match=r"embed_tokens\.q_weight: the lib does not fit"):
+        check_lib({"params": params}, built("q0f16").model)
 
 
 def test_two_artifacts(built: Callable[[str], Made], spoil: Callable[[str], Made]) -> None:
