@@ -231,7 +231,10 @@ class _Family:
             vars(block).pop("quantization_config", None)
         if untied:
             self.config.tie_word_embeddings = False
-        self.kind = (TEXT if type(self.config) in TEXT else SEEING)[type(self.config)]
+        # A whole's config may also stand for its text model, whose class wants the inner one.
+        whole = self.config.get_text_config() is not self.config
+        first, other = (SEEING, TEXT) if whole else (TEXT, SEEING)
+        self.kind = (first if type(self.config) in first else other)[type(self.config)]
 
     @staticmethod
     def decoder(model: Any) -> Any:

@@ -36,6 +36,10 @@ EYES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
 QWEN = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
         "out_hidden_size": 64}  # fmt: skip
 MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+DELTA = {"full_attention_interval": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+         "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+         "rope_parameters": {**MROPE, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+                             "partial_rotary_factor": 0.5}}  # fmt: skip
 
 
 def llava(text: str, **more: Any) -> dict[str, Any]:
@@ -71,6 +75,14 @@ MADE: dict[str, tuple[str, dict[str, Any], str]] = {
                         "num_experts_per_tok": 2, "rope_parameters": MROPE},
         "vision_config": {**QWEN, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
         "tie_word_embeddings": False}, "qwen3_moe"),
+    "qwen3_5": ("Qwen3_5ForConditionalGeneration", {
+        "text_config": {**TEXT, **DELTA}, "vision_config": {**QWEN, "num_position_embeddings": 16},
+        "tie_word_embeddings": True}, "qwen3_5_text"),
+    "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", {
+        "text_config": {**TEXT, **DELTA, "moe_intermediate_size": 32, "num_experts": 4,
+                        "num_experts_per_tok": 2, "shared_expert_intermediate_size": 32},
+        "vision_config": {**QWEN, "num_position_embeddings": 16},
+        "tie_word_embeddings": False}, "qwen3_5_moe_text"),
 }  # fmt: skip
 
 
@@ -114,8 +126,9 @@ def _same_weights(model: Any, home: Path, out: Path) -> None:
     state = {f"model.{n}": w for n, w in model.get_decoder().state_dict().items()}
     state["lm_head.weight"] = model.get_output_embeddings().weight
     for weight in found.weights:
-        parts = [_of(state, f"{s}.weight") for s in weight.sources]
-        stored = cache_.array(f"{weight.path}.weight") - np.float32(weight.offset)
+        parts = [_of(state, weight.tensor or f"{s}.weight") for s in weight.sources]
+        suffix = "" if weight.role == "plain" else "weight"
+        stored = cache_.array(weight.parameter(suffix)) - np.float32(weight.offset)
         wanted = np.concatenate(parts).reshape(stored.shape)
         np.testing.assert_allclose(stored, wanted, atol=1e-6)
         if weight.bias:
@@ -136,9 +149,10 @@ def _of(state: Any, name: str) -> np.ndarray:
     return np.split(both, 2)[layer == "up"]
 
 
-def test_logits_are_those_of_the_whole_model(made: Any, tmp_path: Path) -> None:
-    """Qwen2.5-VL in float32, mrope and all, against its own class."""
-    _, home = made("qwen2_5_vl")
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_5"])
+def test_logits_are_those_of_the_whole_model(name: str, made: Any, tmp_path: Path) -> None:
+    """In float32, mrope and all, against its own class."""
+    _, home = made(name)
     build(BuildJob(home, tmp_path / "mlc", conv_template="LM", prefill_chunk_size=48))
     report = verify(VerifyJob(tmp_path / "mlc", home, tokens=128, window=64))
     found = report.behaviour

