@@ -322,9 +322,13 @@ JOINED = {"gpt_oss", "granitemoe", "granitemoehybrid-mixture"}
 def save(name: str, directory: Path) -> Path:
     """Write the checkpoint of that name in float32, as transformers saves it."""
     fields = {**SHARED, **(MODELS | CLASSIC | HYBRIDS | SAME_PARTS | MIXED | MLA)[name]}
-    kind = fields.pop("model_type", name)
+    return save_model(fields.pop("model_type", name), fields, directory, seed=len(name))
+
+
+def save_model(kind: str, fields: dict[str, Any], directory: Path, seed: int = 0) -> Path:
+    """The same of any class of transformers."""
     config = transformers.AutoConfig.for_model(kind, **fields)
-    torch.manual_seed(len(name))
+    torch.manual_seed(seed)
     make = ALONE.get(kind, transformers.AutoModelForCausalLM.from_config)
     model = make(config, dtype=torch.float32)
     with torch.no_grad():
