@@ -25,8 +25,10 @@ class QTensor:
 
     ``scale`` is ``[ceil(n/bn), ceil(k/bk)]`` in the file's dtype; ``zero`` has the same logical
     shape or is None (zero 0, float8); ``perm`` gives the input column of each stored column
-    (activation order) or is None; ``input_scale`` is the static activation scale (float32, shape
-    ``[]``) or None. ``outer`` (float32 ``[n]``) scales narrow scales once more (NVFP4) or is None.
+    (activation order) or is None; ``outer`` (float32 ``[n]``) scales narrow scales once more, as
+    NVFP4 does, or is None. Static activations: ``input_scale`` (float32 ``[]``), and
+    ``input_zero``, the whole number that is added to the rounded value; None where there are none,
+    or the zero is 0.
     """
 
     codes: PackedArray
@@ -36,6 +38,7 @@ class QTensor:
     perm: Array | None = None
     input_scale: Array | None = None
     outer: Array | None = None
+    input_zero: Array | None = None
 
     def __post_init__(self) -> None:
         grid = self.grid
@@ -111,7 +114,8 @@ def concat(parts: Sequence[QTensor]) -> QTensor:
         raise ValueError("parts differ in input width, block, kind of codes or packing")
     if any(not _same(p.perm, first.perm) for p in rows):
         raise ValueError("parts differ in activation order")
-    if any(not _same(p.input_scale, first.input_scale) for p in rows):
+    inputs = [(p.input_scale, p.input_zero) for p in rows]
+    if any(not _same(a, b) for one in inputs for a, b in zip(one, inputs[0], strict=True)):
         raise ValueError("parts differ in their static activation scale")
     zeros = [p.zero for p in rows if p.zero is not None]
     outer = [p.outer for p in rows if p.outer is not None]
@@ -132,7 +136,7 @@ def share_input_scale(parts: Sequence[QTensor]) -> list[QTensor]:
     scales = [p.input_scale for p in parts]
     known = [s.max() for s in scales if s is not None]
     widest = np.array(max(known), np.float32) if len(known) == len(scales) else None
-    return [replace(p, input_scale=widest) for p in parts]
+    return [replace(p, input_scale=widest, input_zero=None) for p in parts]
 
 
 def constant_zero(value: int, grid: tuple[int, int], packing: Packing) -> PackedArray:

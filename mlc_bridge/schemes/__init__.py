@@ -12,7 +12,7 @@ from mlc_bridge.schemes import (
     fp8_row,
     group_quant,
     int8,
-    int8_dynamic,
+    int8_inputs,
 )
 from mlc_bridge.schemes.scheme import Role, Scheme, Spec, for_role
 
@@ -34,7 +34,7 @@ SCHEMES: Table[Scheme] = table(
     *fp8_block.ROWS,
     *fp8_row.ROWS,
     *float4.ROWS,
-    *int8_dynamic.ROWS,
+    *int8_inputs.ROWS,
     aliases=MLC_WORDS,
 )
 

@@ -49,6 +49,7 @@ from mlc_bridge.sources.source import (
     Evidence,
     Source,
     activation_scale,
+    activation_zero,
     check_float,
     method_said,
     read_float,
@@ -130,10 +131,8 @@ class CompressedTensors(Source):
             zero=zero,
             block=block,
             perm=perm,
-            # With a zero point of its own the scale alone does not describe the activations.
-            input_scale=None
-            if f"{layer}.input_zero_point" in ckpt
-            else activation_scale(ckpt, f"{layer}.input_scale"),
+            input_scale=activation_scale(ckpt, f"{layer}.input_scale"),
+            input_zero=activation_zero(ckpt, f"{layer}.input_zero_point"),
         )
 
     def findings(self, ckpt: Checkpoint) -> tuple[str, ...]:

@@ -60,6 +60,7 @@ from mlc_bridge.sources.source import (
     Evidence,
     Source,
     activation_scale,
+    activation_zero,
     check_float,
     read_float,
     sound_scale,
@@ -157,15 +158,13 @@ class MsModelSlim(Source):
         codes = _codes(ckpt, layer, stored)
         planes = zip(*(_scale(ckpt, x) for x in stored), strict=True)
         scale, offset = (np.hstack(plane) for plane in planes)
-        inputs = f"{layer}.input_offset"
-        symmetric = inputs not in ckpt or not np.any(ckpt.tensor(inputs))
         return QTensor(
             codes=codes,
             scale=scale,
             zero=_zero(offset, stored[0].kind, f"{layer}.weight_offset"),
             block=(1, codes.shape[1] // scale.shape[1]),
-            # With an offset the scale alone does not describe the activations.
-            input_scale=activation_scale(ckpt, f"{layer}.input_scale") if symmetric else None,
+            input_scale=activation_scale(ckpt, f"{layer}.input_scale"),
+            input_zero=activation_zero(ckpt, f"{layer}.input_offset"),
         )
 
     def bias(self, ckpt: Checkpoint, layer: str) -> Array | None:

@@ -28,6 +28,7 @@ CACHE_SCALES = (
     ".kv_cache_offset",
     *(f".fa_{part}.{what}" for part in "qkv" for what in ("scale", "offset")),
 )
+STATIC_TOLD = "stay float unless --quantization i8_i8_f16_static rounds them too"
 AT_RUN_TIME_TOLD = "theirs stay float unless --quantization i8_i8_f16_dynamic rounds them too"
 INPUT_ZEROS = (".input_zero_point", ".input_offset")
 
@@ -108,8 +109,8 @@ class Source(Protocol):
         offsets = [n for n in ckpt.names if n.endswith(INPUT_ZEROS) and np.any(ckpt.tensor(n))]
         if offsets:
             told.append(
-                f"{len(offsets)} layers have static activation scales with zero points, which no "
-                f"scheme holds: their activations stay float; the first is {offsets[0]}"
+                f"{len(offsets)} layers have static activation scales with zero points: their "
+                f"activations {STATIC_TOLD}; the first is {offsets[0]}"
             )
         return tuple(told)
 
@@ -157,6 +158,22 @@ def sound_scale(scale: Array, name: str, *, zero_allowed: bool = False) -> Array
             todo="The file is damaged or its quantization failed; quantize the model again",
         )
     return scale
+
+
+def activation_zero(ckpt: Checkpoint, name: str) -> Array | None:
+    """What is added to a rounded activation, float32 ``[]``; None where that is nothing."""
+    if name not in ckpt:
+        return None
+    zero = ckpt.tensor(name).astype(np.float32)
+    whole = (
+        zero.size == 1 and bool((zero == np.rint(zero)).all()) and bool((abs(zero) <= 128).all())
+    )
+    if not whole:
+        raise SourceError(
+            "not one whole number of 8 bits for the whole input", where=name,
+            found=zero.reshape(-1)[:4], todo="The file is damaged; fetch it again",
+        )  # fmt: skip
+    return zero.reshape(()) if zero.any() else None
 
 
 def activation_scale(ckpt: Checkpoint, name: str) -> Array | None:

@@ -118,10 +118,11 @@ def test_static_zero_points_are_said() -> None:
 
 
 def test_static_scales() -> None:
-    """Kept where they say everything about the activations, dropped beside a zero point."""
-    for case, kept in (("int-w8a8-static", True), ("int-w8a8-static-asym", False)):
+    """With the zero point where there is one."""
+    for case, zero in (("int-w8a8-static", None), ("int-w8a8-static-asym", -16)):
         q = CT.read(Checkpoint.open(GOLDEN / case), Q)
-        assert (q.input_scale is not None) == kept
+        assert q.input_scale is not None
+        assert q.input_zero == zero
     q = CT.read(Checkpoint.open(GOLDEN / "float-fp8-static-tensor"), Q)
     assert q.input_scale is not None
     assert q.input_scale.dtype == np.float32

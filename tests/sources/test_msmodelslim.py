@@ -88,11 +88,16 @@ def test_bias_recovered_from_quant_bias(tmp_path: Path) -> None:
     assert SLIM.bias(ckpt, "model.layers.0.mlp.down_proj") is None
 
 
-def test_input_scale_only_without_offset(tmp_path: Path) -> None:
+def test_input_scale_and_offset(tmp_path: Path) -> None:
     case = "w8a8-static-fp16"
-    assert SLIM.read(Checkpoint.open(GOLDEN / case), Q).input_scale is None
+    q = SLIM.read(Checkpoint.open(GOLDEN / case), Q)
+    assert q.input_scale is not None
+    assert q.input_zero == 4
     ckpt = edited(tmp_path, case, {f"{Q}.input_offset": np.zeros(1, np.float32)})
-    assert SLIM.read(ckpt, Q).input_scale is not None
+    assert SLIM.read(ckpt, Q).input_zero is None
+    ckpt = edited(tmp_path / "half", case, {f"{Q}.input_offset": np.full(1, 0.5, np.float32)})
+    with pytest.raises(SourceError, match="not one whole number of 8 bits"):
+        SLIM.read(ckpt, Q)
 
 
 def test_cache_scales_are_aside_and_said(tmp_path: Path) -> None:
