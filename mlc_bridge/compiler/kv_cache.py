@@ -177,10 +177,10 @@ def gpu_kernels(layout: CacheLayout, target: Target) -> dict[str, tirx.PrimFunc]
         layout.window,
         pages.score_cap,
         PAGE,
+        pages.sinks,
     )
-    if pages.sinks:
-        raise CompileError("attention sinks have no CUDA kernels", todo="Compile for --device cpu")
-    for what, value in (("window", layout.window), ("score_cap", pages.score_cap)):
+    needs = {"window": layout.window, "score_cap": pages.score_cap, "sinks": pages.sinks or None}
+    for what, value in needs.items():
         if value is not None and not has_attention(heads, target):
             raise CompileError(
                 f"attention with a {what} has no CUDA kernels for this",

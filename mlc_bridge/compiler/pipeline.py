@@ -31,7 +31,7 @@ import tir_schedules
 from mlc_bridge.compiler import passes
 from mlc_bridge.compiler.kernels import KernelChoice
 from mlc_bridge.compiler.kv_cache import CacheLayout
-from mlc_bridge.compiler.linker import find_linker, link
+from mlc_bridge.compiler.linker import find_linker, link_for
 from mlc_bridge.compiler.rnn_state import StateLayout
 from mlc_bridge.errors import BridgeError, CompileError, ConfigError
 from tir_schedules.plugins import GROUP
@@ -211,14 +211,14 @@ def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {(told or lines or ['?'])[0][:300]}"
 
 
-def export(executable: Any, output: Path) -> None:
+def export(executable: Any, output: Path, machine: str | None = None) -> None:
     """Write the shared library: a temporary neighbour first, then renamed, so never half a file."""
-    find_linker()
+    find_linker(machine)
     output.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".so", dir=output.parent)
     os.close(handle)
     try:
-        executable.export_library(name, fcompile=link)
+        executable.export_library(name, fcompile=link_for(machine))
         os.chmod(name, 0o755)
         os.replace(name, output)
     finally:

@@ -35,6 +35,9 @@ NOT_HERE = {
     "rocm": "the wheel has no ROCm code generator",
 }
 
+# Other machines that the wheel ``ziglang`` links for, with the C library of TVM's own wheels.
+CROSS = {"aarch64-linux": "aarch64-linux-gnu.2.28", "x86_64-linux": "x86_64-linux-gnu.2.28"}
+
 # Kernel name -> LLVM name where they differ; all others of FEATURES are spelt alike.
 RENAMED = {
     "sse4_1": "sse4.1",
@@ -120,8 +123,15 @@ def target_options(device: str = "auto", target: str | None = None) -> dict[str,
 
 def check_host(triple: str) -> None:
     """Raise CompileError for a machine that nothing can be linked for here (``--host``)."""
-    if triple != "auto" and not _links_here(triple):
+    if triple != "auto" and not _is_here(triple) and _cross(triple) is None:
         raise _other_machine("--host", triple)
+
+
+def cross_machine(options: Mapping[str, Any]) -> str | None:
+    """The other machine that a target's library is for, in zig's words; None for this one."""
+    host = options if options["kind"] == "llvm" else options.get("host")
+    triple = host.get("mtriple") if isinstance(host, Mapping) else None
+    return None if triple is None or _is_here(str(triple)) else _cross(str(triple))
 
 
 def make_target(options: Mapping[str, Any]) -> Target:
@@ -180,7 +190,7 @@ def _check_supported(options: Mapping[str, Any]) -> None:
         )
     host = options if kind == "llvm" else options["host"]
     triple = host.get("mtriple") if isinstance(host, Mapping) else None
-    if triple is not None and not _links_here(str(triple)):
+    if triple is not None and not _is_here(str(triple)) and _cross(str(triple)) is None:
         raise _other_machine("--target", f"mtriple {triple}")
 
 
@@ -189,18 +199,30 @@ def _other_machine(where: str, found: str) -> CompileError:
         "a library for another kind of machine cannot be linked here",
         where=where,
         found=found,
-        expected=f"{_machine()}-*-{platform.system().lower()}-*",
+        expected=f"{_machine()}-*-{platform.system().lower()}-*, {' or '.join(CROSS)}",
         todo="Compile on such a machine; the model directory itself runs anywhere",
     )
 
 
-def _links_here(triple: str) -> bool:
-    arch, *rest = triple.lower().split("-")
-    names = {"amd64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64"}
+def _is_here(triple: str) -> bool:
+    arch, *rest = _parts(triple)
     system = {"darwin": ("darwin", "macos")}.get(platform.system().lower(), ("linux",))
-    return names.get(arch, arch) == _machine() and any(
+    return arch == _machine() and any(
         part.startswith(system) for part in rest if "android" not in rest
     )
+
+
+def _cross(triple: str) -> str | None:
+    """What zig calls a triple that it can link for and that TVM's wheels exist for."""
+    arch, *rest = _parts(triple)
+    known = "linux" in rest and not {"android", "musl"} & set(rest)
+    return CROSS.get(f"{arch}-linux") if known else None
+
+
+def _parts(triple: str) -> list[str]:
+    arch, *rest = triple.lower().split("-")
+    names = {"amd64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64"}
+    return [names.get(arch, arch), *rest]
 
 
 def _machine() -> str:

@@ -28,7 +28,13 @@ from mlc_bridge.compiler.cache import build_key, default_directory, fetch, store
 from mlc_bridge.compiler.kernels import KernelChoice, cliffs
 from mlc_bridge.compiler.linker import find_linker
 from mlc_bridge.compiler.opt import Options, read_options
-from mlc_bridge.compiler.target import check_host, kernel_flags, make_target, target_options
+from mlc_bridge.compiler.target import (
+    check_host,
+    cross_machine,
+    kernel_flags,
+    make_target,
+    target_options,
+)
 from mlc_bridge.errors import CompileError, ConfigError, MissingDependency
 from mlc_bridge.hub_id import is_remote
 from mlc_bridge.models import MODELS
@@ -122,7 +128,7 @@ class CompilePlan:
             "target": self.target,
             "metadata": self.metadata,
             "model_config": self.config.asdict(),
-            "linker": find_linker(),
+            "linker": find_linker(cross_machine(self.target)),
             **({} if self.options.cuda_graph else {"cuda_graph": False}),
         }
         own = [_source(type(self.arch)), _source(type(self.scheme)), Path(__file__)]
@@ -178,9 +184,9 @@ def _placed(job: CompileJob) -> CompileJob:
 
 def check_toolchain(device: str, target: str | None, host: str = "auto") -> None:
     """Raise at once what would else end a build after all other work: target, linker, tvm."""
-    target_options(device, target)
+    options = target_options(device, target)
     check_host(host)
-    find_linker()
+    find_linker(cross_machine(options))
     if importlib.util.find_spec("tvm") is None:
         raise MissingDependency("apache-tvm", "compile", "pip install 'mlc-bridge[tvm]'")
 
@@ -264,7 +270,7 @@ def _build(
         interrupts.check()
         progress(STEPS[1], PASSES, PASSES)
         progress(STEPS[2], 0, 1)
-        export(executable, output)
+        export(executable, output, cross_machine(plan.target))
     finally:
         interrupts.release()
     return {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 
 import pytest
 
 from mlc_bridge.compiler import linker
+from mlc_bridge.compiler.target import cross_machine, target_options
 from mlc_bridge.errors import CompileError
 
 
@@ -43,6 +45,22 @@ def test_named_compiler_wins(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_zig_from_pip(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linker.importlib.util, "find_spec", lambda name: object())
     assert linker.find_linker() == [sys.executable, "-m", "ziglang", "c++"]
+
+
+def test_another_machine_is_zigs(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own compilers know only this one."""
+    program(bare, "g++")
+    other = "aarch64" if platform.machine() == "x86_64" else "x86_64"
+    machine = cross_machine(target_options(target=f"llvm -mtriple={other}-unknown-linux-gnu"))
+    assert machine == f"{other}-linux-gnu.2.28"
+    own = f"llvm -mtriple={platform.machine()}-unknown-linux-gnu"
+    assert cross_machine(target_options(target=own)) is None
+    monkeypatch.setattr(linker.importlib.util, "find_spec", lambda name: object())
+    zig = [sys.executable, "-m", "ziglang", "c++", "-target", machine]
+    assert linker.find_linker(machine) == zig
+    monkeypatch.setattr(linker.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CompileError, match="another kind of machine"):
+        linker.find_linker(machine)
 
 
 def test_nothing_there(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ class Doubler(nn.Module):
 def unit() -> pipeline.Unit:
     spec = {"embed": {"x": nn.spec.Tensor(["n", 8], "float32")}}
     mod, _ = Doubler().export_tvm(spec)[:2]
-    return pipeline.Unit(mod, LAYOUT, {}, chunk=4, vocab=8, bounds={"n": 4})
+    return pipeline.Unit(mod, LAYOUT, None, {}, chunk=4, vocab=8, bounds={"n": 4})
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_unreadable_targets_are_refused(text: str) -> None:
         ("vulkan", "SPIR-V"),
         ("rocm", "ROCm"),
         ("hexagon", "not supported"),
-        ("llvm -mtriple=aarch64-linux-gnu", "linked here"),
+        ("llvm -mtriple=aarch64-linux-android", "linked here"),
         ("llvm -mtriple=x86_64-apple-darwin", "linked here"),
         ("llvm -mtriple=x86_64-pc-windows-msvc", "linked here"),
         ("llvm -mtriple=x86_64-linux-android", "linked here"),
