@@ -39,7 +39,7 @@ def gptq(
     if perm is not None:
         w, h = w[:, perm], h[perm][:, perm]
     pass_ = _Pass(w, _factor(h, how.damping), grid, store, static, perm)
-    codes = pass_.run(how.block)
+    codes = pass_.run(min(how.block, CACHED))
     if perm is None:
         return codes, pass_.affine(), None
     if static is None:
@@ -59,6 +59,9 @@ def _factor(h: Tensor, damping: float) -> Tensor:
             todo="Give more calibration text, or a larger damping",
         ) from error  # fmt: skip
     return factor
+
+
+CACHED = 32  # columns of one block: more would leave the cache, and only the order of sums differs
 
 
 class _Pass:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from mlc_bridge.quantizers.grid import check_fits
 from mlc_bridge.quantizers.heldout import Heldout
 from mlc_bridge.quantizers.inputs import quantized_inputs, settling, stored
 from mlc_bridge.quantizers.layer_report import LayerReport, compared
-from mlc_bridge.quantizers.observe import cache_scales, scored
+from mlc_bridge.quantizers.observe import cache_scales, scored, watching_attention
 from mlc_bridge.quantizers.outputs import OUTPUTS, Rounded
 from mlc_bridge.quantizers.recipe import OmniQuant, Recipe
 from mlc_bridge.quantizers.roundings import Format, is_rounded, round_block
@@ -199,6 +200,7 @@ class _Loop:
             if "inputs" in self.chains and not self.recipe.chained and not settles:
                 self.chains["inputs"].advance(i, block)
             before = {n: block.weight(n).clone() for n in self._rounded_names(i, block)}
+            self.beside: dict[str, Array] = {}
             scales = cache_scales(block) if self.recipe.cache == "int8" else {}
             form = Format(self.recipe, self._dtype(i), self.work.dtype or self._model_dtype(i))
             targets = self.chains.get("targets")
@@ -216,7 +218,7 @@ class _Loop:
             reports = [compared(f"{block.name}.{n}", before[n], block.weight(n), found[n],
                                 block.stats.get(n)) for n in before]  # fmt: skip
             part = self.folder / f"part-{i:05d}.safetensors"
-            beside = {f"{block.name}.{n}": a for n, a in scales.items()}
+            beside = {f"{block.name}.{n}": a for n, a in {**scales, **self.beside}.items()}
             tensor_file.write(part, {**self._tensors(i, block, found), **beside})
         return part, reports
 
@@ -234,8 +236,14 @@ class _Loop:
 
     def _settled(self, i: int, block: Block, found: dict[str, Rounded]) -> dict[str, Rounded]:
         chain = self.chains["inputs"]
-        with settling(block, self.recipe, list(found)) as scales:
+        for length in set(chain.lengths):  # masks are made before attention is watched
+            block.arguments(length)
+        watching: AbstractContextManager[dict[str, Array]] = (
+            watching_attention(block) if self.recipe.attention else nullcontext({})
+        )
+        with settling(block, self.recipe, list(found)) as scales, watching as attention:
             chain.write(i + 1, (block(x) for x in chain.batches(i, 1)))
+        self.beside |= attention
         return {name: replace(r, inputs=scales[name]) for name, r in found.items()}
 
     def _edit(self, block: Block) -> None:

@@ -109,6 +109,9 @@ def read_options(options: Mapping[str, str]) -> tuple[Recipe, str | None]:
         raise ConfigError("the tool's search of smoothing scales is closed and not here",
                           where=f"{WHERE}: do_smooth", todo="Leave it out")  # fmt: skip
     w_bit, a_bit = given.get("w_bit", 8), given.get("a_bit", 8)
+    if given.get("fa_amp"):
+        raise ConfigError("the tool's choice of attention layers left in float is closed",
+                          where=f"{WHERE}: fa_amp", expected=0)  # fmt: skip
     anti = given.get("anti_method")
     recipe = {
         "name": f"msmodelslim W{w_bit}A{a_bit}" + (f" {anti}" if anti else ""),
@@ -117,7 +120,6 @@ def read_options(options: Mapping[str, str]) -> tuple[Recipe, str | None]:
         "inputs": _inputs(given, a_bit),
         "cache": "int8" if given.get("use_kvcache_quant") else "float",
         "attention": bool(given.get("use_fa_quant", False)),
-        "attention_float": given.get("fa_amp", 0),
         "chained": False,
         "calibration": {"join": False, "template": False, "length": 1 << 20},
         "output": _output(given),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECALL = 0.9999
+WATCHED = "mlc_bridge_watched"
 
 
 @contextmanager
@@ -94,6 +95,42 @@ def cache_scales(block: Block) -> dict[str, Array]:
         found[f"{name}.kv_cache_scale"] = scale.numpy()
         found[f"{name}.kv_cache_offset"] = np.zeros(len(scale), np.float32)
     return found
+
+
+@contextmanager
+def watching_attention(block: Block) -> Iterator[dict[str, Array]]:
+    """Scales of int8 attention (q and k after RoPE, v), by head; filled when the block has run.
+
+    The shortest interval that holds 99.99 % of q or k, all of v; symmetric. By transformers' own
+    door for attention functions, which the model is told to go through meanwhile.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    found: dict[str, Array] = {}
+    largest: dict[str, Tensor] = {}
+    module = next(m for m in block.layer.modules() if hasattr(m, "o_proj"))
+    owner = next(n for n, m in block.layer.named_modules() if m is module)
+    before = module.config._attn_implementation
+    plain: Any = ALL_ATTENTION_FUNCTIONS[before]
+    torch = torch_here()
+
+    def watched(mod: Any, q: Any, k: Any, v: Any, *rest: Any, **more: Any) -> Any:
+        for name, states in (("q", q), ("k", k), ("v", v)):
+            heads = states.transpose(0, 1).reshape(states.shape[1], -1)
+            low, high = recall_window(heads, 1.0 if name == "v" else RECALL)
+            end = torch.maximum(low.abs(), high.abs())
+            largest[name] = torch.maximum(largest.get(name, end), end)
+            scale = (largest[name] / 127)[:, None]
+            found[f"{owner}.fa_{name}.scale"] = scale.numpy().copy()
+            found[f"{owner}.fa_{name}.offset"] = np.zeros(scale.shape, np.int8)
+        return plain(mod, q, k, v, *rest, **more)
+
+    ALL_ATTENTION_FUNCTIONS[WATCHED] = watched
+    module.config._attn_implementation = WATCHED
+    try:
+        yield found
+    finally:
+        module.config._attn_implementation = before
 
 
 def recall_window(values: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

@@ -217,7 +217,6 @@ class Recipe(Form):
     inputs: Inputs = Inputs()
     cache: Literal["float", "int8"] = "float"
     attention: bool = False
-    attention_float: Annotated[int, Field(ge=0)] = 0
     keep: Keep = Keep()
     chained: bool = True
     sequential: bool = False

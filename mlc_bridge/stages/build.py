@@ -59,6 +59,7 @@ from mlc_bridge.stages.door import door
 from mlc_bridge.stages.gen_config import GenConfigJob, GenConfigReport, gen_config
 from mlc_bridge.stages.history import remember
 from mlc_bridge.stages.progress import Progress, silent
+from mlc_bridge.stages.quantize import QuantizeJob, QuantizeReport, quantize
 from mlc_bridge.stages.recognise import Recognised
 
 MODEL_FILES = (CONFIG_NAME, LIB_NAME, *COPIED, *WRITTEN, *REPORTS)
@@ -87,8 +88,12 @@ class BuildJob(Record):
     prefill_chunk_size: wishes.PrefillChunk = None
     attention_sink_size: wishes.AttentionSink = None
     max_batch_size: wishes.MaxBatch = None
+    recipe: Annotated[
+        str | None, "Quantize a float checkpoint first: a recipe as quantize takes it."
+    ] = None
     calibration_dataset: Annotated[
-        str | None, "Data for FP8 activation scales: ShareGPT JSON, JSONL or plain text."
+        str | None,
+        "Data for --recipe, or for FP8 activation scales: ShareGPT JSON, JSONL or plain text.",
     ] = None
     num_calibration_samples: wishes.Samples = 16
     backend: Annotated[str, "embedded, or mlc_llm: MLC LLM's own tools."] = "embedded"
@@ -125,6 +130,7 @@ class BuildReport(Record):
     convert: Annotated[ConvertReport, "Report of convert."]
     compile: Annotated[CompileReport, "Report of compile."]
     calibrate: Annotated[CalibrateReport | None, "Report of calibrate, where there was data."]
+    quantize: Annotated[QuantizeReport | None, "Report of quantize, where there was a recipe."]
     times: Annotated[dict[str, float], "Seconds by stage."]
 
 
@@ -142,6 +148,9 @@ def build(
     times: dict[str, float] = {}
     _check_wishes(job)
     with _published(job) as work:
+        quantized = _quantized(job, work, times, progress)
+        if quantized is not None:
+            job = replace(job, model_dir=quantized.output, recipe=None, calibration_dataset=None)
         first = work / "calibrating" if job.calibration_dataset else work
         config, converted, told = _weights(job, first, times, progress, announce)
         calibrated = None
@@ -155,9 +164,20 @@ def build(
     remember(told.model_type, told.quantization, told.nbytes, measured)
     return BuildReport(
         **_at_home(job, plan=told, config=config, convert=converted, compile=compiled,
-                   calibrate=calibrated),
+                   calibrate=calibrated, quantize=quantized),
         times=times,
     )  # fmt: skip
+
+
+def _quantized(
+    job: BuildJob, work: Path, times: dict[str, float], progress: Progress
+) -> QuantizeReport | None:
+    """The checkpoint of ``job.recipe`` in a folder that vanishes with the others."""
+    if job.recipe is None:
+        return None
+    wish = QuantizeJob(job.model_dir, work / "quantized", job.recipe, job.calibration_dataset)
+    with _timed(times, "quantize"):
+        return quantize(wish, progress)
 
 
 def plan(job: BuildJob, progress: Progress = silent) -> BuildPlan:
@@ -166,6 +186,9 @@ def plan(job: BuildJob, progress: Progress = silent) -> BuildPlan:
     Nothing is written at the output. Raises what ``build`` raises.
     """
     _check_wishes(job)
+    if job.recipe is not None:
+        raise ConfigError("what a recipe makes is known when it has run", where="--dry-run",
+                          todo="Run quantize, then build --dry-run on what it wrote")  # fmt: skip
     refuse_overlap(Path(job.output), job.model_dir, job.source)
     with tempfile.TemporaryDirectory(prefix="mlc-bridge-plan-") as work:
         return _planned(job, Path(work), {}, progress)[2]
@@ -200,7 +223,7 @@ def _at_home(job: BuildJob, **reports: Any) -> dict[str, Any]:
 
 def _check_wishes(job: BuildJob) -> None:
     """What would else end a build late."""
-    if job.calibration_dataset and job.quantization != CALIBRATED:
+    if job.calibration_dataset and job.quantization != CALIBRATED and job.recipe is None:
         raise ConfigError(
             "--calibration-dataset is of no use to this scheme",
             found=job.quantization,

@@ -9,8 +9,10 @@ JSONL          ``{"messages": [{"role": ..., "content": ...}]}``,          file 
 plain text     about 8000 characters, whole lines                          anything else
 =============  ==========================================================  ========================
 
-Every record shape is read from both JSON and JSONL. Chats pass through the model's own conversation
-template, since activations of text without the template's tokens are not those of real use.
+Every record shape is read from both JSON and JSONL, and so are plain strings, lists of strings in
+JSON, and ``inputs_pretokenized`` in place of ``text`` (msModelSlim's). Chats pass through the
+model's own conversation template, since activations of text without the template's tokens are not
+those of real use.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ ROLES = {
     "system": "system",
     "tool": "tool",
 }
+TEXTS = ("text", "inputs_pretokenized")  # the second is msModelSlim's word
 ANSWERS = ("response", "completion", "answer", "output")
 
 
@@ -66,7 +69,7 @@ def read_records(path: str | Path) -> list[Record]:
         raise ConfigError("the data set is not UTF-8 text", where=path) from None
     start = text.lstrip()[:1]
     if start == "[":
-        records = [_record(item, f"{path}, item {i}") for i, item in enumerate(_json(text, path))]
+        records = [_record(item, f"{path}, item {i}") for i, item in enumerate(_flat(text, path))]
     elif start == "{":
         lines = ((i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip())
         records = [_record(_json(line, f"{path}:{i}"), f"{path}:{i}") for i, line in lines]
@@ -104,6 +107,12 @@ def tokenize(
     return Sample(ids, max(0, len(ids) - len(prefix) - len(encode(prompt))))
 
 
+def _flat(text: str, path: Path) -> list[Any]:
+    """The items of a JSON list; those of lists in it too (msModelSlim's batches of texts)."""
+    items = _json(text, path)
+    return [x for item in items for x in (item if isinstance(item, list) else [item])]
+
+
 def _record(item: Any, where: str) -> Record:
     if isinstance(item, Mapping):
         if isinstance(turns := item.get("conversations"), list):
@@ -114,8 +123,11 @@ def _record(item: Any, where: str) -> Record:
             answer = next((item[k] for k in ANSWERS if isinstance(item.get(k), str)), None)
             asked = (("user", prompt),)
             return Record(turns=asked if answer is None else (*asked, ("assistant", answer)))
-        if isinstance(text := item.get("text"), str):
-            return Record(text=text)
+        for key in TEXTS:
+            if isinstance(text := item.get(key), str):
+                return Record(text=text)
+    if isinstance(item, str):
+        return Record(text=item)
     found = f"keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else repr(item)[:60]
     raise ConfigError(
         "not a calibration record",

@@ -45,6 +45,19 @@ def test_one_chat_in_every_shape(tmp_path, item):
     assert read_records(written(tmp_path, lines)) == [Record(turns=CHAT)] * 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"inputs_pretokenized": "one"}\n{"inputs_pretokenized": "two"}',
+        '["one", "two"]',
+        '[["one"], ["two"]]',
+        '[{"text": "one"}, {"inputs_pretokenized": "two"}]',
+    ],
+)
+def test_texts_as_msmodelslim_gives_them(tmp_path, text):
+    assert read_records(written(tmp_path, text)) == [Record(text="one"), Record(text="two")]
+
+
 def test_plain_text_is_cut_at_line_ends(tmp_path):
     text = "".join(f"line {i} of a text\n" for i in range(2000))
     pieces = [r.text for r in read_records(written(tmp_path, text))]
