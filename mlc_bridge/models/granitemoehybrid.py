@@ -89,7 +89,9 @@ class GraniteMoeHybrid(DecoderFamily):
     renamed = {"layers_block_type": "layer_types"}  # noqa: RUF012
 
     def read(self, flat: Settings) -> GraniteMoeHybridConfig:
-        flat.get("mamba_chunk_size")  # how HF cuts the work, not what is computed
+        for key in ("mamba_chunk_size", "init_method"):  # of HF's work, and of training
+            flat.get(key)
+        hf_config.expect(flat, "normalization_function", ("rmsnorm", None))
         layers = hf_config.integer(flat, "num_hidden_layers")
         kinds = [OLD.get(k, k) for k in flat.get("layer_types") or [LINEAR] * layers]
         heads = hf_config.integer(flat, "mamba_n_heads")

@@ -59,7 +59,7 @@ def build_plan(output: Path, device: str, config: GenConfigReport, found: Recogn
     """The plan of a checkpoint that is recognised and whose config is made."""
     chat = config.config
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    cache = _cache_bytes(chat.arch_config, chat.context_window_size, found.scheme.model_dtype)
+    cache = _cache_bytes(found, chat.arch_config, chat.context_window_size)
     return BuildPlan(
         model=found.ckpt.path,
         output=output,
@@ -96,8 +96,12 @@ def _layers(found: Recognised) -> tuple[LayerPlan, ...]:
     return tuple(LayerPlan(p, count, s, x, n) for (p, s, x), (count, n) in kinds.items())
 
 
-def _cache_bytes(config: Mapping[str, object], window: int, dtype: str) -> int:
-    """Keys and values of every layer for one full window."""
+def _cache_bytes(found: Recognised, config: Mapping[str, object], window: int) -> int:
+    """Keys and values of every layer with attention for one full window."""
+    itemsize = 4 if found.scheme.model_dtype == "float32" else 2
+    if (decoder := getattr(found.arch, "decoder", None)) is not None:
+        pages = decoder(found.config).pages
+        return 2 * itemsize * max(window, 0) * sum(p.kv_heads * p.head_dim for p in pages)
 
     def size(key: str) -> int:
         value = config.get(key)
@@ -105,5 +109,4 @@ def _cache_bytes(config: Mapping[str, object], window: int, dtype: str) -> int:
 
     heads = size("num_key_value_heads") or size("num_attention_heads")
     width = size("head_dim") or size("hidden_size") // max(size("num_attention_heads"), 1)
-    itemsize = 4 if dtype == "float32" else 2
     return 2 * size("num_hidden_layers") * heads * width * max(window, 0) * itemsize

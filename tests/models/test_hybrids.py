@@ -20,7 +20,9 @@ from mlc_bridge.engine.runtime import Limits, Runtime
 from mlc_bridge.engine.scheduler import Scheduler, Sequence
 from mlc_bridge.errors import EngineError
 from mlc_bridge.schemes import SCHEMES
+from mlc_bridge.stages.build_plan import _cache_bytes
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
+from mlc_bridge.stages.recognise import recognise
 
 TOKENS = 48
 LENGTH = 12  # of an answer
@@ -145,3 +147,13 @@ def test_only_a_whole_past_is_taken_over(model: Built) -> None:
     is_greedy(model, other, apart)
     with pytest.raises(EngineError, match="cannot forget"):
         scheduler.runtime.pop(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "elements"),
+    [("lfm2", 1 * 2 * 16), ("nemotron_h", 1 * 2 * 16), ("deepseek_v2", 2 * 4 * 40)],
+)
+def test_only_attention_fills_the_cache(name: str, elements: int, checkpoints: Checkpoints) -> None:
+    """Layers x heads x width of a head, for keys and for values."""
+    found = recognise(checkpoints(name), quantization="q0f32")
+    assert _cache_bytes(found, {}, 100) == 100 * 4 * 2 * elements

@@ -42,6 +42,8 @@ HEADS = (
     "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
     "linear_num_value_heads",
 )  # fmt: skip
+# Of layers that predict further ahead, which are left out; the state is float32 in any case.
+HARMLESS = ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype")
 MIXTURE = (
     "num_experts", "num_experts_per_tok", "moe_intermediate_size",
     "shared_expert_intermediate_size",
@@ -70,6 +72,9 @@ class QwenHybridMoeConfig(QwenHybridConfig):
 
 def hybrid_fields(flat: Settings) -> dict[str, Any]:
     """The fields of ``QwenHybridConfig``."""
+    for key in HARMLESS:
+        flat.get(key)
+    hf_config.expect(flat, "attn_output_gate", (True, None))
     every = hf_config.integer(flat, "full_attention_interval")
     layers = hf_config.integer(flat, "num_hidden_layers")
     kinds = flat.get("layer_types") or [LINEAR if (i + 1) % every else FULL for i in range(layers)]
