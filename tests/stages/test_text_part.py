@@ -57,6 +57,10 @@ MADE: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral3": ("Mistral3ForConditionalGeneration", {
         **llava("mistral"), "vision_config": {**EYES, "model_type": "pixtral", "head_dim": 16},
         "tie_word_embeddings": False}, "mistral"),
+    "mistral3-ministral3": ("Mistral3ForConditionalGeneration", {
+        **llava("ministral3", tie_word_embeddings=True),
+        "vision_config": {**EYES, "model_type": "pixtral", "head_dim": 16},
+        "tie_word_embeddings": True}, "ministral3"),
     "idefics3": ("Idefics3ForConditionalGeneration", {
         "text_config": {**TEXT, "model_type": "llama"}, "vision_config": EYES}, "llama"),
     "qwen2_vl": ("Qwen2VLForConditionalGeneration", {
