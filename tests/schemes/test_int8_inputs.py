@@ -43,13 +43,16 @@ class Layer(nn.Module):
         return self.scheme.linear(x, stored, "float32")
 
 
-def built(scheme: Scheme, target: tvm.target.Target) -> tuple[relax.VirtualMachine, list[str], str]:
+def built(
+    scheme: Scheme, target: tvm.target.Target, traced: tvm.target.Target | None = None
+) -> tuple[relax.VirtualMachine, list[str], str]:
     spec = {"forward": {"x": nn.spec.Tensor([1, "m", K], "float16")}}
-    module, params = Layer(scheme).export_tvm(spec)
+    with traced or target:
+        module, params = Layer(scheme).export_tvm(spec)
     with target:
         module = relax.transform.LegalizeOps()(module)
         module = dlight.ApplyDefaultSchedule(*RULES(target))(module)
-    kernel = module["int8_matmul"].script()
+    kernel = module.script()
     lib = relax.build(module, target)
     return relax.VirtualMachine(lib, tvm.cpu()), [name for name, _ in params], kernel
 
@@ -93,6 +96,18 @@ def test_bit_for_bit(unit: str, scheme: Scheme) -> None:
         x[0, 0, :9] *= 8  # beyond a static scale's range
         arrays = [tvm.runtime.tensor(a) for a in (x, *(stored[name] for name in names))]
         assert np.array_equal(vm["forward"](*arrays).numpy()[0], reference(x[0], stored))
+
+
+@pytest.mark.parametrize("scheme", [DYNAMIC, STATIC], ids=lambda s: s.name)
+def test_cudas_expression(scheme: Scheme) -> None:
+    """Whole numbers in float16, summed in float32: what CUDA gets, run here; sums below 2^24."""
+    cuda = tvm.target.Target({"kind": "cuda", "arch": "sm_80"}, host={"kind": "llvm"})
+    vm, names, kernel = built(scheme, host_target(), cuda)
+    assert "int8" not in kernel.replace("uint8", "").replace(scheme.name, "")
+    stored = scheme.encode(tensor(scheme is STATIC))
+    x = np.random.default_rng(2).normal(size=(1, 3, K)).astype(np.float16)
+    arrays = [tvm.runtime.tensor(a) for a in (x, *(stored[name] for name in names))]
+    np.testing.assert_allclose(vm["forward"](*arrays).numpy()[0], reference(x[0], stored), 2e-7)
 
 
 def cpu_flags() -> str:
