@@ -144,3 +144,16 @@ def test_unit(machine: str, lanes: int, registers: int) -> None:
 )  # fmt: skip
 def test_why_not_a_better_kernel(layer: Layer, machine: str, reason: str) -> None:
     assert reason in Linear().claim(layer.func, target_of(machine)).passed_over
+
+
+@pytest.mark.parametrize(("k", "lanes"), [(1024, 16), (2880, 8)])  # gpt-oss has 2880 columns
+def test_vectors_half_as_long_where_whole_ones_do_not_fit(k: int, lanes: int) -> None:
+    target = Target({"kind": "llvm", "num-cores": 2, **TARGETS["sapphirerapids"]})
+    claim = Linear().claim(group4(40, 256, k).func, target)
+    assert claim.kernels[0][1].name == f"group4_gemv vpdpwssd x{lanes}"
+    assert any(f"k {k}" in reason for reason in claim.passed_over) == (lanes == 8)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_numbers_of_half_vectors(rows: int) -> None:
+    assert group4(rows, 128, 192, static=rows == 1).error() < 2e-3

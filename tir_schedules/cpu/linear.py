@@ -69,11 +69,22 @@ class _Choice:
     def claim(self) -> Claim:
         for layout in LAYOUTS:
             weight = layout.match(self.c)
-            if weight is None or not self._may(layout.name, weight.against(self.unit)):
+            if weight is None or not self._fits(layout.name, weight):
                 continue
             kernels = self._kernels(weight)
-            return Claim((layout.name,), (), self.c, kernels, tuple(self.passed_over))
+            passed_over = tuple(dict.fromkeys(self.passed_over))
+            return Claim((layout.name,), (), self.c, kernels, passed_over)
         return Claim(contradicts=("the weight comes from no buffer",), layer=self.c)
+
+    def _fits(self, name: str, weight: Weight) -> bool:
+        """On the whole unit, or on half of it: 2880 columns are no whole vectors of 16 words."""
+        if self._may(name, weight.against(self.unit)):
+            return True
+        half = self.unit.half()
+        if half.lanes < CODES or weight.against(half):
+            return False
+        self.unit = half
+        return True
 
     def _may(self, name: str, against: tuple[str, ...]) -> bool:
         self.passed_over += [f"{name}: {reason}" for reason in against]

@@ -75,6 +75,10 @@ class VectorUnit:
         times = max(1, lanes // self.lanes)
         return replace(self, lanes=self.lanes * times, registers=self.registers // times)
 
+    def half(self) -> VectorUnit:
+        """Vectors half as long; what is made for whole ones of AVX-512 alone is not there."""
+        return replace(self, lanes=self.lanes // 2, bf16=False, tiles=False)
+
     def parallel_tasks(self, units: int, size: int) -> int:
         """How many tasks for `units` of work over `size` bytes of weights.
 
