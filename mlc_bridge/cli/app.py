@@ -239,8 +239,15 @@ def _inspect(
         shown.checkpoint(found, verbose=verbose)
 
 
+THEIR_PLACES = {"model_dir": "model_path", "output": "save_directory"}
+
+
 def _quantize(given: dict[str, Any], as_json: bool) -> None:
     options = {name: given.pop(name) for name in OPTION_HELP if name in given}
+    for ours, theirs in THEIR_PLACES.items():
+        given.setdefault(ours, given.pop(theirs, None))
+        if given[ours] is None:
+            raise ConfigError("missing", where=f"quantize: {ours}", todo="Give MODEL_DIR and -o")
     with Bars() as progress:
         found = quantize(QuantizeJob(**given, options=options), progress)
     show.as_json(found) if as_json else reports.quantization(found)
@@ -288,7 +295,11 @@ _command(
     QuantizeJob,
     _quantize,
     "Quantize a float checkpoint by a recipe; writes a checkpoint.",
-    OPTION_HELP,
+    {
+        "model_path": "msModelSlim's word for MODEL_DIR.",
+        "save_directory": "Its word for -o.",
+        **OPTION_HELP,
+    },
 )
 _command("check", CheckJob, _check, "Check an MLC directory before an engine starts.")
 _stage_of_ours("upload", UploadJob, upload, "Upload an MLC directory to the Hugging Face hub.")

@@ -40,11 +40,11 @@ def job_command(
     """A typer command whose flags are the fields of ``job``; ``run`` gets those that were given.
 
     Its second argument is ``--json``, which every such command has. ``more``: further text flags
-    and their help, ``switches`` those without a value. With ``config`` among them (a recipe)
-    nothing else must be given.
+    and their help, ``switches`` those without a value. With ``config`` (a recipe) or ``model_path``
+    (another tool's word for the model) among them nothing else must be given.
     """
     more = more or {}
-    recipe = "config" in more
+    recipe = bool({"config", "model_path"} & set(more))
     hints = get_type_hints(job, include_extras=True)
     fields = [f for f in dataclasses.fields(job) if f.name not in ALREADY_FLAGS]
 

@@ -17,7 +17,11 @@ from typer.core import TyperCommand, TyperGroup
 from mlc_bridge.cli.mlc_llm import AUTO, COMMANDS, FLAGS, NOT_HERE, OVERRIDES, Theirs
 from mlc_bridge.errors import ConfigError
 
-EVERYTHING = {"--requantize": "all"}  # what a flag means that stands alone
+LISTS = ("--disable-names",)  # of msModelSlim: names with blanks between
+EVERYTHING = {
+    "--requantize": "all",
+    "--mindie-format": "true",
+}  # what a flag means that stands alone
 UNBROKEN = "\u2011"
 Told = Callable[[str], None]
 
@@ -28,7 +32,7 @@ class JobCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {name for parameter in self.params for name in (*parameter.opts,
                *parameter.secondary_opts)}  # fmt: skip
-        words = translated(str(self.name), args, own, _note)
+        words = translated(str(self.name), list(_joined(args)), own, _note)
         return super().parse_args(ctx, list(_spelled_out(words)))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -127,6 +131,18 @@ def _next(flag: str, words: list[str]) -> str:
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
+
+
+def _joined(args: Sequence[str]) -> Iterator[str]:
+    """Flags of ``LISTS`` with all words up to the next flag as one value."""
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        yield word
+        if word.replace("_", "-") in LISTS:
+            end = next((i for i, w in enumerate(words) if w.startswith("-")), len(words))
+            yield " ".join(words[:end])
+            del words[:end]
 
 
 def _spelled_out(args: Sequence[str]) -> Iterator[str]:
