@@ -1,11 +1,13 @@
 """Kill runs at random moments and look at what is left: nothing may be lost or taken for whole.
 
-    python -m benchmarks.kills [--runs 200] [--seed 0] [--stages gen-config convert build]
+    python -m benchmarks.kills [--runs 200] [--seed 0]
+                               [--stages gen-config convert build compile calibrate]
 
 Each run is a child of one warm process and gets SIGKILL, SIGTERM or SIGINT at a random moment of
-its work. Then: the checkpoint and a file of the user in the output are as they were; weights that
-pass for whole are those of a run without a kill, byte for byte; and after every third kill the same
-run without a kill gives just the bytes of the first and leaves nothing else behind.
+its work. Then: the checkpoint and a file of the user in the output are as they were; weights (from
+compile a library) that pass for whole are those of a run without a kill, byte for byte; and after
+every third kill the same run without a kill gives just the bytes of the first and leaves nothing
+else behind.
 """
 
 from __future__ import annotations
@@ -23,7 +25,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.synthetic import Shape, write_checkpoint
-from mlc_bridge import BuildJob, ConvertJob, GenConfigJob, build, convert_weight, gen_config
+from mlc_bridge import (
+    BuildJob,
+    CalibrateJob,
+    CompileJob,
+    ConvertJob,
+    GenConfigJob,
+    build,
+    calibrate,
+    compile_model,
+    convert_weight,
+    gen_config,
+)
+from mlc_bridge.artifact.inventory import LIB_NAME
 from mlc_bridge.artifact.tensor_cache import INDEX, read_index
 from mlc_bridge.artifact.workspace import WEIGHTS_WORK, WORK
 from mlc_bridge.errors import BridgeError
@@ -33,7 +47,9 @@ SHAPE = Shape(hidden=1024, layers=6, heads=8, kv_heads=4, inner=2816, vocab=8192
 SCHEME = "q4f16_autoawq"
 EXAMPLE = Path(__file__).parents[1] / "examples/models/stdlib-llama-7m-awq"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+DATA = Path(__file__).parents[1] / "tests/golden/fp8/calibration_sharegpt.json"
 MINE = ".mine"
+LEFT = (WORK, WEIGHTS_WORK, f".{LIB_NAME}.*", ".calibration-state.npz")
 BAD = ("source changed", "damaged", "lost", "differs")
 Stage = Callable[[Path, Path], object]
 
@@ -41,16 +57,27 @@ STAGES: dict[str, Stage] = {
     "gen-config": lambda model, out: gen_config(GenConfigJob(model, out, SCHEME)),
     "convert": lambda model, out: convert_weight(ConvertJob(model, out, SCHEME)),
     "build": lambda model, out: build(BuildJob(model, out, SCHEME)),
+    "compile": lambda model, out: compile_model(CompileJob(model, out / LIB_NAME)),
+    "calibrate": lambda model, out: calibrate(
+        CalibrateJob(model, out, str(DATA), num_calibration_samples=2)
+    ),
 }
 
 
 def checkpoint(home: Path, stage: str) -> Path:
-    """Weights of several shards, with a tokenizer where one is needed; for build the example, whose
-    library is compiled once.
+    """What the stage reads: weights of several shards, with a tokenizer where one is needed; for
+    build the example, whose library is compiled once; for compile and calibrate its MLC directory.
     """
     model = home / "checkpoint"
     if stage == "build":
         return shutil.copytree(EXAMPLE, model)
+    if stage == "compile":
+        gen_config(GenConfigJob(EXAMPLE, model))
+        return model
+    if stage == "calibrate":
+        float_model = EXAMPLE.with_name("stdlib-llama-7m")
+        build(BuildJob(float_model, model, "e4m3_e4m3_f16_max_calibrate"))
+        return model
     model.mkdir()
     write_checkpoint(model, SHAPE, shard_bytes=16 << 20)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -104,7 +131,7 @@ def killing(name: str, home: Path, runs: int, seed: int) -> Counter[str]:
         seen["source changed"] += contents(model) != source
         seen["damaged"] += _damaged(out, whole)
         seen["lost"] += (out / MINE).read_text() != "mine"
-        seen["left work"] += any((out / work).exists() for work in (WORK, WEIGHTS_WORK))
+        seen["left work"] += any(any(out.glob(work)) for work in LEFT)
         if number % 3 == 2:
             os.waitpid(child(stage, model, out), 0)
             seen["rerun"] += 1
@@ -114,10 +141,11 @@ def killing(name: str, home: Path, runs: int, seed: int) -> Counter[str]:
 
 def _damaged(out: Path, whole: dict[str, bytes]) -> bool:
     """Whether what passes for weights is not what a whole run writes."""
-    if not (out / INDEX).exists():
+    if not (out / INDEX).exists() and not (out / LIB_NAME).exists():
         return False
     try:
-        read_index(out, md5=True)
+        if (out / INDEX).exists():
+            read_index(out, md5=True)
     except BridgeError:
         return True
     return any(name in whole and data != whole[name] for name, data in contents(out).items())

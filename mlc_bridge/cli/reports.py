@@ -206,7 +206,7 @@ def verification(found: VerifyReport) -> None:
     for difference in weights.differences[:WORST]:
         show.notes((str(difference),))
     rounded_layers(weights.rounded)
-    show.notes(weights.notes)
+    show.notes((*weights.notes, *found.notes))
     if found.depths:
         told = [(d.layers, f"{d.cosine:.6f}", f"{d.distance:.2e}", f"{d.largest:.3g}")
                 for d in found.depths]  # fmt: skip

@@ -21,7 +21,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +46,7 @@ from mlc_bridge.stages.door import door
 from mlc_bridge.stages.kept_reference import KeptReference
 from mlc_bridge.stages.located import located
 from mlc_bridge.stages.progress import Progress, silent
-from mlc_bridge.stages.recognise import detected, open_checkpoint
+from mlc_bridge.stages.recognise import described, detected, open_checkpoint
 from mlc_bridge.stages.reference import open_reference
 from mlc_bridge.stages.trace import TRACED, Depth, compared, parted
 from mlc_bridge.stages.verify_page import write_page
@@ -54,6 +54,8 @@ from mlc_bridge.stages.weights_report import WeightsReport
 
 TEXTS = ("textwrap", "shlex", "fractions", "statistics")  # modules that every Python brings
 
+WINDOW, CROSSING, AFFORDED = 512, 64, 2048
+"""Tokens of a window, beyond a turning point, and of the longest window that is taken unasked."""
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -78,7 +80,9 @@ class VerifyJob(Record):
         str | Path | None, "Text file to read; default is some of Python's own library."
     ] = None
     tokens: Annotated[int, "Positions to compare."] = 2048
-    window: Annotated[int, "Tokens of one window."] = 512
+    window: Annotated[
+        int | None, "Tokens of one window; default 512, or what crosses the model's own windows."
+    ] = None
     weights_only: Annotated[
         bool, "Compare the stored weights alone, without library and torch."
     ] = False
@@ -116,6 +120,7 @@ class VerifyReport(Record):
     ]
     depths: Annotated[tuple[Depth, ...], "Hidden states layer by layer, where asked for."] = ()
     parted: Annotated[str, "The layer where they part, if traced and if they do."] = ""
+    notes: Annotated[tuple[str, ...], "What was not looked at."] = ()
 
 
 @door
@@ -131,7 +136,9 @@ def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
     _check_thresholds(job)
     limit = nbytes_of(job.max_memory)
     job = located(job)
-    windows = () if job.weights_only else _windows(job)
+    window, notes = window_of(job)
+    job = replace(job, window=window)
+    windows = () if job.weights_only else _windows(job, window)
     other = _against(job) if job.against is not None else _checkpoint(job, windows, limit)
     weights = other.weights(job.model_dir, progress)
     if job.weights_only or not (weights.passed or job.trace):
@@ -140,6 +147,7 @@ def verify(job: VerifyJob, progress: Progress = silent) -> VerifyReport:
     else:
         with other.opened() as reference:
             report = _with_behaviour(job, windows, reference, weights, progress)
+        report = replace(report, notes=notes)
     if other.origin is not None:
         _certify(job, report, other.origin)
     if job.page is not None:
@@ -242,13 +250,36 @@ def nbytes_of(text: str | None) -> int | None:
     return int(float(found[1]) * UNITS[found[2] or ""])
 
 
-def _windows(job: VerifyJob) -> Sequence[Array]:
+def window_of(job: VerifyJob) -> tuple[int, tuple[str, ...]]:
+    """Tokens of one window, and what it does not look at.
+
+    A model computes otherwise beyond its sliding window and beyond the length that longrope's short
+    list holds for, so that a window shall cross them where that costs little.
+    """
+    chat = ChatConfig.load(job.model_dir)
+    room = chat.context_window_size
+    if job.window is not None:
+        return min(job.window, room), ()
+    config = described(chat).config
+    names = ("sliding_window", "sliding_window_size", "restart_beyond")
+    turns = [n for name in names if isinstance(n := getattr(config, name, None), int)]
+    turns = sorted(turn for turn in turns if 0 < turn < room)
+    crossing = [turn + CROSSING for turn in turns if turn + CROSSING <= AFFORDED]
+    window = min(max([WINDOW, *crossing]), room)
+    if not (beyond := [turn for turn in turns if turn >= window]):
+        return window, ()
+    return window, (
+        f"beyond {beyond[0]} tokens this model computes in another way, and no text was as long: "
+        f"--window {beyond[-1] + CROSSING} looks there too",
+    )
+
+
+def _windows(job: VerifyJob, window: int) -> Sequence[Array]:
     """int32 ids ``[window]`` each, cut from the text one after the other.
 
     What the tokenizer knows and the model does not (gemma-3's image token) is left out.
     """
     config = ChatConfig.load(job.model_dir)
-    window = min(job.window, config.context_window_size)
     read = TokenizerFiles.read(Path(job.model_dir)).encode(_text(job))
     ids = [i for i in read if i < config.vocab_size]
     count = min(job.tokens, len(ids)) // window

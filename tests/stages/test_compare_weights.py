@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -38,7 +39,9 @@ from mlc_bridge.artifact.inventory import Entry, Inventory
 from mlc_bridge.artifact.manifest import check_lib
 from mlc_bridge.artifact.tensor_cache import INDEX, read_index
 from mlc_bridge.errors import ArtifactError, ConfigError
+from mlc_bridge.stages import verify as verify_stage
 from mlc_bridge.stages.recognise import described
+from mlc_bridge.stages.verify import window_of
 from mlc_bridge.stages.weights_report import WeightsReport
 
 Array = np.ndarray[Any, Any]
@@ -400,6 +403,7 @@ def test_the_wrong_longrope_list(tmp_path: Path) -> None:
     convert_weight(ConvertJob(home, tmp_path / "out", "q0f16"))
     made = Made("q0f16", tmp_path / "out", home)
     assert made.compared().passed
+    assert window_of(VerifyJob(made.model, home)) == (512, ())
     path = made.model / "mlc-chat-config.json"
     chat = json.loads(path.read_text())
     chat["model_config"]["rope_scaling"]["long_factor"][3] = 2.5
@@ -407,6 +411,25 @@ def test_the_wrong_longrope_list(tmp_path: Path) -> None:
     (difference,) = made.compared().differences
     assert (difference.tensor, difference.layer) == ("model_config", "rope_scaling")
     assert "2.5" in difference.found
+
+
+@pytest.mark.parametrize(
+    ("turn", "room", "window", "told"),
+    [(None, 8192, 512, ""), (128, 8192, 512, ""), (1024, 8192, 1088, ""), (1024, 700, 512, ""),
+     (4096, 8192, 512, "--window 4160"), (4096, 256, 256, "")],
+)  # fmt: skip
+def test_windows_cross_where_a_model_computes_otherwise(
+    monkeypatch: pytest.MonkeyPatch, turn: int | None, room: int, window: int, told: str
+) -> None:
+    chat = SimpleNamespace(load=lambda _: SimpleNamespace(context_window_size=room))
+    monkeypatch.setattr(verify_stage, "ChatConfig", chat)
+    config = SimpleNamespace(sliding_window=turn, restart_beyond=None)
+    monkeypatch.setattr(verify_stage, "described", lambda _: SimpleNamespace(config=config))
+    found, notes = window_of(VerifyJob("m", "c"))
+    assert found == window
+    assert bool(notes) == bool(told)
+    assert told in " ".join(notes)
+    assert window_of(VerifyJob("m", "c", window=99)) == (99, ())
 
 
 def test_another_schemes_library(built: Callable[[str], Made]) -> None:
