@@ -27,7 +27,10 @@ def compare_artifacts(
 ) -> WeightsReport:
     """Raises ConfigError for two models of other shapes."""
     ours, theirs = _Side(directory), _Side(other)
-    found, pairs = Found(), list(zip(ours.model.weights, theirs.model.weights, strict=False))
+    found, pairs = (
+        Found("the other model's"),
+        list(zip(ours.model.weights, theirs.model.weights, strict=False)),
+    )
     if [_shape(w) for w in ours.model.weights] != [_shape(w) for w in theirs.model.weights]:
         raise ConfigError(
             "another model: its weights have other names or shapes",

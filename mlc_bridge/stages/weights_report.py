@@ -56,6 +56,7 @@ class WeightsReport(Record):
 class Found:
     """What was seen so far."""
 
+    whose: str = "the checkpoint's"
     weights: int = 0
     exact: int = 0
     scales_rounded: int = 0
@@ -66,9 +67,9 @@ class Found:
     def report(self) -> WeightsReport:
         bad, passed = self.differences, not self.differences
         rest = self.weights - self.exact
-        said = f"all {self.exact} weights hold the checkpoint's values"
+        said = f"all {self.exact} weights hold {self.whose} values"
         if rest:
-            said = f"{self.exact} weights hold the checkpoint's values, {rest} are rounded from it"
+            said = f"{self.exact} weights hold {self.whose} values, {rest} are rounded from them"
         verdict = said if passed else f"{len(bad)} tensors differ; the first: {bad[0]}"
         notes = tuple(dict.fromkeys(self.notes))
         lists = (tuple(self.rounded), tuple(bad), notes)
