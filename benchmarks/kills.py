@@ -57,7 +57,7 @@ STAGES: dict[str, Stage] = {
     "gen-config": lambda model, out: gen_config(GenConfigJob(model, out, SCHEME)),
     "convert": lambda model, out: convert_weight(ConvertJob(model, out, SCHEME)),
     "build": lambda model, out: build(BuildJob(model, out, SCHEME)),
-    "compile": lambda model, out: compile_model(CompileJob(model, out / LIB_NAME)),
+    "compile": lambda model, out: compile_model(CompileJob(model, out / LIB_NAME, cache=False)),
     "calibrate": lambda model, out: calibrate(
         CalibrateJob(model, out, str(DATA), num_calibration_samples=2)
     ),
