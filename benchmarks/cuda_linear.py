@@ -138,7 +138,7 @@ def _stored(scheme: Any, weight: np.ndarray[Any, Any]) -> tuple[dict[str, Any], 
         return {names[0]: weight}, weight
     params = scheme.encode(scheme.quantize(weight))
     decoded = scheme.decode(params).dequantize()
-    if "q_scale" in params:
+    if "q_scale" in params and params["q_scale"].size == 1:
         return {"q_weight": params["q_weight"]}, params["q_weight"].astype(np.float32)
     return params, decoded
 

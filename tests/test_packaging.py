@@ -38,6 +38,7 @@ def test_every_extra_that_is_named_exists() -> None:
     assert set(everything[len("mlc-bridge[") : -1].split(",")) == set(EXTRAS) - {
         "all",
         "dev",
+        "cross",  # a whole toolchain, for other machines
         "mlc",  # never together with tvm
     }
 

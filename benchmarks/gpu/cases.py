@@ -100,7 +100,8 @@ class Layer:
             half = weight.astype(np.float16)
             return {names[0]: half}, half.astype(np.float64)
         stored = scheme.encode(scheme.quantize(weight))
-        if "q_scale" in stored:  # one scale for a whole weight is applied after the sum
+        scale = stored.get("q_scale")
+        if scale is not None and scale.size == 1:  # of a whole weight: applied after the sum
             codes = stored["q_weight"]
             return {"q_weight": codes}, codes.astype(np.float64)
         return stored, scheme.decode(stored).dequantize().astype(np.float64)

@@ -89,7 +89,8 @@ def _versions() -> dict[str, str]:
 
 def _files(sources: Iterable[Path]) -> Iterable[Path]:
     for path in sources:
-        yield from path.rglob("*.py") if path.is_dir() else [path]
+        kinds = ("*.py", "*.json")  # code, and the tables that it reads
+        yield from (f for k in kinds for f in path.rglob(k)) if path.is_dir() else [path]
 
 
 def _copy(source: Path, target: Path) -> None:

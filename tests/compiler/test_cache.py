@@ -61,8 +61,9 @@ def test_cache_that_cannot_be_written(tmp_path: Path, library: Path) -> None:
     assert cache.fetch(blocked / "cache", "k", tmp_path / "out.so") is None
 
 
-def test_source_is_part_of_the_key(tmp_path: Path) -> None:
-    source = tmp_path / "kernel.py"
+@pytest.mark.parametrize("name", ["kernel.py", "choices.json"])
+def test_source_is_part_of_the_key(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
     source.write_text("a = 1")
     before = cache.build_key({"x": 1}, [tmp_path])
     assert cache.build_key({"x": 1}, [tmp_path]) == before
