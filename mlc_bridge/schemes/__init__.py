@@ -9,6 +9,7 @@ from mlc_bridge.schemes import (
     float4,
     fp8,
     fp8_block,
+    fp8_dynamic,
     fp8_row,
     group_quant,
     int8,
@@ -35,6 +36,7 @@ SCHEMES: Table[Scheme] = table(
     *fp8_row.ROWS,
     *float4.ROWS,
     *int8_inputs.ROWS,
+    *fp8_dynamic.ROWS,
     aliases=MLC_WORDS,
 )
 

@@ -55,7 +55,7 @@ class DynamicInt8(Int8):
     def linear(self, x: nn.Tensor, p: Mapping[str, nn.Tensor], out_dtype: str) -> nn.Tensor:
         from tvm.relax.frontend.nn import op
 
-        scale = op.tensor_expr_op(_row_scale, "row_scale", [x], attrs=OPAQUE)
+        scale = op.tensor_expr_op(row_scale, "row_scale", [x], attrs=OPAQUE)
         rounded = op.tensor_expr_op(_rounded_rows, "rounded_rows", [x], attrs=OPAQUE)
         if on_cuda():
             return _in_float16(rounded, p, scale, out_dtype)
@@ -169,16 +169,16 @@ def _static_rows(x: Any, given: Any) -> Any:
     return te.compute(x.shape, rounded, name="static_rows")
 
 
-def _row_scale(x: Any) -> Any:
-    """``x [.., k] -> float32 [.., 1]``; 1 for a row of zeros."""
+def row_scale(x: Any, most: float = LARGEST) -> Any:
+    """``x [.., k] -> float32 [.., 1]``: max |x| / ``most``; 1 for a row of zeros."""
     from tvm import te, tirx
 
     largest = _largest(x)
     zero, one = (tirx.const(v, "float32") for v in (0.0, 1.0))
 
     def scale(*i: Any) -> Any:
-        most = largest(*i[:-1])
-        return tirx.Select(most > zero, most / tirx.const(LARGEST, "float32"), one)
+        found = largest(*i[:-1])
+        return tirx.Select(found > zero, found / tirx.const(most, "float32"), one)
 
     return te.compute((*x.shape[:-1], 1), scale, name="row_scale")
 

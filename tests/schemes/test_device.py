@@ -15,7 +15,8 @@ N, K, ROWS = 32, 256, 3
 WEIGHT_ONLY = [
     s.name
     for s in SCHEMES.values()
-    if not s.name.startswith(("e4m3", "e5m2", "i8_i8")) and not s.name.endswith("block_scale")
+    if not s.name.startswith(("e4m3", "e5m2", "i8_i8"))
+    and not s.name.endswith(("block_scale", "dynamic"))
 ]
 EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
 
