@@ -322,10 +322,10 @@ def awq_plans() -> Sequence[Any]:
 
 
 def decode_plans() -> Sequence[Any]:
-    """Variants of decode attention."""
+    """Variants of decode attention; with 8 warps and heads of 128 ptxas spills."""
     from tir_schedules.gpu.attention_decode import Plan
 
-    return [Plan(blocks, warps) for blocks in (264, 528, 1056) for warps in (4, 8)]
+    return [Plan(blocks, warps) for blocks in (264, 528, 1056) for warps in (2, 4)]
 
 
 def plan_name(plan: Any) -> str:
