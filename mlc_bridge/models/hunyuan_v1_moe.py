@@ -56,9 +56,14 @@ class HunyuanV1Moe(DecoderFamily):
     rope_keys = ("alpha",)
 
     def read(self, flat: Settings) -> HunyuanMoeConfig:
+        hf_config.expect(flat, "use_cla", (False, None))
+        hf_config.expect(flat, "use_qk_norm", (True, None))
+        hf_config.expect(flat, "moe_layer_num_skipped", (0, None))
+        hf_config.expect(flat, "use_mixed_mlp_moe", (True, None))
         counts = set(_each_layer(flat, "num_experts"))
         inner = {*_each_layer(flat, "moe_intermediate_size"), flat["intermediate_size"]}
-        if len(counts) > 1 or len(inner - {None}) > 1:
+        shared = set(_each_layer(flat, "num_shared_expert")) - {None}
+        if len(counts) > 1 or len(inner - {None}) > 1 or not shared <= {1}:
             raise ConfigError("hunyuan_v1_moe: experts that differ by layer", found=counts | inner)
         return HunyuanMoeConfig(
             **classic_fields(flat),
