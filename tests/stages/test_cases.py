@@ -26,7 +26,10 @@ TINY: Json = {
     "max_position_embeddings": 128, "tie_word_embeddings": False,
 }  # fmt: skip
 UP = "model.layers.0.mlp.up_proj.weight"
-ROUNDING = [name for name, scheme in SCHEMES.items() if scheme.quantizes("linear")]
+STATIC = "i8_i8_f16_static"  # says nothing of a float weight
+ROUNDING = [n for n, scheme in SCHEMES.items() if scheme.quantizes("linear") and n != STATIC]
+WIDE = ("row_scale", "row_scale_dynamic", "nvfp4_f16", "nf4_f16")
+"""Endings of float16 schemes whose scales are float32."""
 
 
 def convert(home: Path, **wish: Any) -> Any:
@@ -46,7 +49,7 @@ def test_a_weight_that_is_no_number_is_named(scheme: str, value: float, tmp_path
     tensors, layer = floats(), "model.layers.0.mlp.gate_up_proj"
     tensors[UP][3, 5] = bfloat16(value)
     home = write(tmp_path / "model", tensors, TINY)
-    reaches = SCHEMES[scheme].model_dtype != "float16" or scheme.endswith("row_scale")
+    reaches = SCHEMES[scheme].model_dtype != "float16" or scheme.endswith(WIDE)
     if not (np.isfinite(value) and reaches):
         with pytest.raises(CannotExpress, match=f"^{layer}: .*cannot hold"):
             convert(home, quantization=scheme)
@@ -56,7 +59,8 @@ def test_a_weight_that_is_no_number_is_named(scheme: str, value: float, tmp_path
     suffixes = SCHEMES[scheme].params(1024, 256)
     params = {suffix: cache.array(f"{layer}.{suffix}") for suffix in suffixes}
     got = SCHEMES[scheme].decode(params).dequantize()[512 + 3, 5]
-    assert got == pytest.approx(value, rel=0.1)
+    coarse = scheme.startswith("mxfp4")  # its largest value is 6 times a power of two
+    assert got == pytest.approx(value, rel=0.25 if coarse else 0.1)
 
 
 def test_float_parts_of_several_dtypes(tmp_path: Path) -> None:
