@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mlc_bridge.artifact.tokenizer_files import COPIED, TokenizerFiles
-from mlc_bridge.artifact.workspace import Workspace, refuse_overlap
+from mlc_bridge.artifact.workspace import Workspace, refuse_overlap, told
 from mlc_bridge.errors import ConfigError, SourceError
 from mlc_bridge.quantizers import loop, tensor_file
 from mlc_bridge.quantizers.keep import kept
@@ -120,11 +120,13 @@ def quantize(job: QuantizeJob, progress: Progress = silent) -> QuantizeReport:
     with Workspace(output, WRITES, folder=WORK, goes_on=goes_on) as space:
         space.keep = True
         try:
-            done = loop.run(plan.work, space.temp / "parts", progress)
+            with told(output):
+                done = loop.run(plan.work, space.temp / "parts", progress)
         except (ConfigError, SourceError):
             space.keep = False
             raise
-        report = _written(plan, done, space, output, start)
+        with told(output):
+            report = _written(plan, done, space, output, start)
         space.publish(CONFIG, stale=WRITES)
     return report
 

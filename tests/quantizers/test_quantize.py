@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlc_bridge.errors import BridgeError
-from mlc_bridge.quantizers import loop
+from mlc_bridge.errors import ArtifactError, BridgeError
+from mlc_bridge.quantizers import loop, tensor_file
 from mlc_bridge.sources import SOURCES, Checkpoint
 from mlc_bridge.stages.quantize import QuantizeJob, QuantizeReport, quantize
 from mlc_bridge.stages.recognise import recognise
@@ -79,6 +80,25 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     assert filled == [0, 1, 1]
     same = [(tmp_path / x / "model.safetensors").read_bytes() for x in "ab"]
     assert same[0] == same[1]
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, original = QuantizeJob(tiny, tmp_path / "out", "rtn-w4a16-g32"), tensor_file.write
+    full = [True]
+
+    def write(path: Path, *rest: Any) -> None:
+        if full and path.name == "part-00001.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, *rest)
+
+    monkeypatch.setattr(tensor_file, "write", write)
+    with pytest.raises(ArtifactError, match="Free space"):
+        quantize(job)
+    assert not [f for f in (tmp_path / "out").iterdir() if not f.name.startswith(".")]
+    full.clear()
+    assert len(quantize(job).layers) == 14
 
 
 def _nan() -> dict[str, Any]:
