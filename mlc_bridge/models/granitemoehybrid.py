@@ -1,57 +1,28 @@
 """Granite 4: granite whose layers are Mamba 2 or attention (mostly without positions), with one MLP
-for every token and, in the larger ones, experts beside it.
+for every token and, in the larger ones, experts beside it; see ``decoder/granite_hybrid.py``.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 from mlc_bridge.models.decoder import (
-    Attention,
-    ClassicConfig,
     Decoder,
     DecoderFamily,
-    Experts,
-    Gated,
     Layer,
-    Mamba2,
     Norm,
     Pre,
-    Router,
     Settings,
     classic_fields,
     hf_config,
 )
-
-FULL, LINEAR = "full_attention", "linear_attention"
-OLD = {"attention": FULL, "mamba": LINEAR}
-MOE = "block_sparse_moe"
-INFINITE = (math.inf, {"__float__": "Infinity"})  # as transformers 5 writes it
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraniteMoeHybridConfig(ClassicConfig):
-    attention_bias: bool
-    embedding_multiplier: float
-    attention_multiplier: float
-    residual_multiplier: float
-    logits_scaling: float
-    position_embedding_type: str | None
-    layer_types: list[str]
-    num_local_experts: int
-    num_experts_per_tok: int
-    shared_intermediate_size: int
-    mamba_n_heads: int
-    mamba_n_groups: int
-    mamba_d_state: int
-    mamba_d_head: int
-    mamba_d_conv: int
-    mamba_conv_bias: bool
-    mamba_proj_bias: bool
-    time_step_limit: list[float | None]
-    """Least and largest step; null for no bound."""
-
+from mlc_bridge.models.decoder.granite_hybrid import (
+    FULL,
+    INFINITE,
+    LINEAR,
+    OLD,
+    GraniteMoeHybridConfig,
+    mixer,
+    mlp,
+)
 
 # Of the class in transformers.
 DEFAULTS = {
@@ -122,8 +93,8 @@ class GraniteMoeHybrid(DecoderFamily):
 
     def decoder(self, config: GraniteMoeHybridConfig) -> Decoder:
         norm = Norm(config.rms_norm_eps)
-        join, mlp = Pre(norm, scale=config.residual_multiplier), _mlp(config)
-        layers = (Layer(_mixer(config, kind), mlp, join) for kind in config.layer_types)
+        join, every = Pre(norm, scale=config.residual_multiplier), mlp(config)
+        layers = (Layer(mixer(config, kind), every, join) for kind in config.layer_types)
         return Decoder.of(
             config,
             layers,
@@ -132,51 +103,6 @@ class GraniteMoeHybrid(DecoderFamily):
             embed_scale=config.embedding_multiplier,
             logit_scale=1.0 / config.logits_scaling,
         )
-
-
-def _mixer(config: GraniteMoeHybridConfig, kind: str) -> Attention | Mamba2:
-    if kind == FULL:
-        rope = config.rope() if config.position_embedding_type == "rope" else None
-        bias, scale = config.attention_bias, config.attention_multiplier
-        return Attention.of(config, rope, bias=bias, o_bias=bias, multiplier=scale)
-    least, largest = config.time_step_limit
-    return Mamba2(
-        "mamba",
-        config.mamba_n_heads,
-        config.mamba_d_head,
-        config.mamba_n_groups,
-        config.mamba_d_state,
-        config.mamba_d_conv,
-        config.rms_norm_eps,
-        config.mamba_proj_bias,
-        config.mamba_conv_bias,
-        (least or 0.0, largest),
-    )
-
-
-def _mlp(config: GraniteMoeHybridConfig) -> Gated | Experts:
-    shared = Gated(
-        config.shared_intermediate_size,
-        config.activation,
-        gate_up=("shared_mlp.input_linear",) * 2,
-        down=("shared_mlp.output_linear",) * 2,
-    )
-    if not config.num_local_experts:
-        return shared
-    path = f"{MOE}.experts.{{}}"
-    return Experts(
-        Router(
-            config.num_experts_per_tok,
-            renormalize=True,
-            gate=(f"{MOE}.router", f"{MOE}.router.layer"),
-        ),
-        config.num_local_experts,
-        config.intermediate_size,
-        gate_up=(f"{MOE}.gate_up_proj", f"{path}.gate_proj", f"{path}.up_proj"),
-        down=(f"{MOE}.down_proj", f"{path}.down_proj"),
-        activation=config.activation,
-        shared=shared,
-    )
 
 
 GRANITEMOEHYBRID = GraniteMoeHybrid()

@@ -1,67 +1,19 @@
 """Nemotron H (Nemotron Nano 2 and 3): every layer is one part alone behind a norm - Mamba 2,
-attention without positions, an MLP or a mixture.
+attention without positions, an MLP or a mixture; see ``decoder/nemotron_parts.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from mlc_bridge.models.decoder import (
-    Attention,
-    Decoder,
-    DecoderFamily,
-    Mamba2,
-    Names,
-    Norm,
-    Plain,
-    Router,
-    Settings,
-    Single,
-    hf_config,
-)
-from mlc_bridge.models.decoder.attention import QKV
-from mlc_bridge.models.decoder.config import DecoderConfig, common
-from mlc_bridge.models.decoder.plain_experts import PlainExperts
-
-PATTERN = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
-OLD = {"mamba": "linear_attention", "attention": "full_attention"}
-MIXER = "mixer"
-NAMES = Names(
-    embed=("backbone.embeddings",) * 2,
-    layer=("backbone.layers.{}",) * 2,
-    norm=("backbone.norm_f",) * 2,
+from mlc_bridge.models.decoder import Decoder, DecoderFamily, Norm, Settings, Single, hf_config
+from mlc_bridge.models.decoder.config import common
+from mlc_bridge.models.decoder.nemotron_parts import (
+    NAMES,
+    SIZES,
+    NemotronHConfig,
+    kinds_of,
+    parts_of,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class NemotronHConfig(DecoderConfig):
-    tie_word_embeddings: bool
-    layers_block_type: list[str]
-    mlp_bias: bool
-    use_bias: bool
-    use_conv_bias: bool
-    mamba_num_heads: int
-    mamba_head_dim: int
-    n_groups: int
-    ssm_state_size: int
-    conv_kernel: int
-    time_step_min: float
-    n_routed_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-    moe_shared_expert_intermediate_size: int
-    routed_scaling_factor: float
-    norm_topk_prob: bool
-    n_group: int
-    topk_group: int
-
-
-SIZES = (
-    "mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel",
-    "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
-    "moe_shared_expert_intermediate_size", "n_group", "topk_group",
-)  # fmt: skip
 # Of the class in transformers.
 DEFAULTS = {
     "vocab_size": 131072,
@@ -126,7 +78,7 @@ class NemotronH(DecoderFamily):
         hf_config.expect(flat, "moe_latent_size", (None,))
         hf_config.expect(flat, "sliding_window", (None,))
         hf_config.expect(flat, "attention_bias", (False, None))
-        kinds = _kinds(flat)
+        kinds = kinds_of(flat)
         return NemotronHConfig(
             **common(flat.having(num_hidden_layers=len(kinds))),
             **{key: hf_config.integer(flat, key) for key in SIZES},  # type: ignore[arg-type]
@@ -141,67 +93,9 @@ class NemotronH(DecoderFamily):
         )
 
     def decoder(self, config: NemotronHConfig) -> Decoder:
-        norm, parts = Norm(config.rms_norm_eps), _parts(config)
+        norm, parts = Norm(config.rms_norm_eps), parts_of(config)
         layers = (Single(parts[kind], norm) for kind in config.layers_block_type)
         return Decoder.of(config, layers, norm, tied=config.tie_word_embeddings, names=NAMES)
-
-
-def _kinds(flat: Settings) -> list[str]:
-    """What every layer is: a list, or a pattern of letters."""
-    pattern = flat.get("hybrid_override_pattern")
-    kinds = flat["layers_block_type"] if pattern is None else [PATTERN.get(c, c) for c in pattern]
-    found = [OLD.get(kind, kind) for kind in kinds]
-    told = {"num_hidden_layers": len(found)}
-    return hf_config.kinds_of_layers(told, found, PATTERN.values())
-
-
-def _parts(config: NemotronHConfig) -> dict[str, Any]:
-    qkv = tuple(path.replace("self_attn", MIXER) for path in QKV)
-    return {
-        "linear_attention": Mamba2(
-            MIXER,
-            config.mamba_num_heads,
-            config.mamba_head_dim,
-            config.n_groups,
-            config.ssm_state_size,
-            config.conv_kernel,
-            config.rms_norm_eps,
-            config.use_bias,
-            config.use_conv_bias,
-            (config.time_step_min, None),
-        ),
-        "full_attention": Attention.of(config, None, qkv=qkv, o=(f"{MIXER}.o_proj",) * 2),
-        "mlp": _mlp(MIXER, config.intermediate_size, bias=config.mlp_bias),
-        "moe": _mixture(config),
-    }
-
-
-def _mlp(path: str, inner: int, *, bias: bool) -> Plain:
-    up, down = ((f"{path}.{name}_proj",) * 2 for name in ("up", "down"))
-    return Plain(inner, "relu2", bias, up, down)
-
-
-def _mixture(config: NemotronHConfig) -> PlainExperts:
-    shared = config.moe_shared_expert_intermediate_size
-    return PlainExperts(
-        Router(
-            config.num_experts_per_tok,
-            config.norm_topk_prob,
-            "sigmoid",
-            config.routed_scaling_factor,
-            1e-20,
-            config.n_group,
-            config.topk_group,
-            gate=(f"{MIXER}.gate",) * 2,
-            correction=(f"{MIXER}.gate.e_score_correction_bias",) * 2,
-        ),
-        config.n_routed_experts,
-        config.moe_intermediate_size,
-        "relu2",
-        (f"{MIXER}.moe_up_proj", f"{MIXER}.experts.{{}}.up_proj"),
-        (f"{MIXER}.moe_down_proj", f"{MIXER}.experts.{{}}.down_proj"),
-        _mlp(f"{MIXER}.shared_experts", shared, bias=config.mlp_bias),
-    )
 
 
 NEMOTRON_H = NemotronH()

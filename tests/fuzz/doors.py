@@ -142,7 +142,7 @@ def weights(directory: Path) -> None:
 
 def library(directory: Path) -> None:
     lib = read_lib(directory / "mlc/lib.so")
-    check_functions(lib.functions, lib.path)
+    check_functions(lib.functions, lib.metadata, lib.path)
     limits(lib.metadata, directory / "mlc")
 
 
