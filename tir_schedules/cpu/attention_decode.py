@@ -19,13 +19,13 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tir_schedules.cpu.attention_keys import Keys
 from tir_schedules.cpu.attention_rope import Rotate, rotated
 from tir_schedules.cpu.attention_spare import tell_lse, told_heads
 from tir_schedules.cpu.attention_tile import (
     MASKED,
     NO_SCORE,
     Heads,
-    at,
     first_in_window,
     inverse,
     score_scale,
@@ -35,24 +35,21 @@ from tir_schedules.cpu.vector_math import LOG2_E, exp2, fold, tanh
 from tir_schedules.cpu.vector_unit import VectorUnit
 
 SPLIT = 256  # keys of one task
-BLOCK = 64  # keys whose scores are exponentiated together
 
 
 class Step:
-    """The statements of one block of keys for the query heads of one KV head, as TIR macros."""
+    """The statements of one range of keys for the query heads of one KV head."""
 
     def __init__(
-        self, heads: Heads, unit: VectorUnit, rope_scaling: dict[str, Any], softcap: float | None
-    ) -> None:
-        group, d = heads.group, heads.d_qk
-        lanes = math.gcd(unit.lanes, d)
-        # As many query heads as divide the group and leave registers for the row being read.
-        heads_at_once = max(n for n in range(1, 9) if group % n == 0)
-        rope = rotated(d, rope_scaling)
-        self.load_q = _load_q(group, d, rope)
-        self.dot = _dot(group, heads_at_once, d, lanes, rope)
-        self.softmax = _softmax(group, unit.lanes, softcap)
-        self.weigh = _weigh(group, heads_at_once, d, lanes)
+        self, heads: Heads, unit: VectorUnit, rope_scaling: dict[str, Any],
+        softcap: float | None, page_size: int,
+    ) -> None:  # fmt: skip
+        rope = rotated(heads.d_qk, rope_scaling)
+        self.load_q = _load_q(heads.group, heads.d_qk, rope)
+        self.dot_rotated = _dot_rotated(heads.group, heads.d_qk, page_size, rope)
+        self.softmax = _softmax(heads.group, unit.lanes, softcap)
+        keys = Keys.of(heads, unit)
+        self.dot, self.weigh = keys.dot, keys.weigh
 
 
 def _load_q(group: int, d_qk: int, rope: Rotate) -> Any:
@@ -72,123 +69,75 @@ def _load_q(group: int, d_qk: int, rope: Rotate) -> Any:
     return load_q
 
 
-def _dot(group: int, at_once: int, d_qk: int, lanes: int, rope: Rotate) -> Any:
+def _dot_rotated(group: int, d_qk: int, page_size: int, rope: Rotate) -> Any:
     @T.macro
-    def dot(
-        S: T.Buffer, Q: T.Buffer, pages: T.Buffer, row: T.int32, j: T.int32,
-        rotary_mode: T.int32, pos: T.int32, theta: T.float32, rope_scale: T.float32,
+    def dot_rotated(
+        S: T.Buffer, Q: T.Buffer, pages: T.Buffer, places: T.Buffer, head: T.int32, slot: T.int32,
+        j: T.int32, pos: T.int32, theta: T.float32, rope_scale: T.float32,
     ) -> None:  # fmt: skip
-        """``S[g, j] = sum_d Q[g, d] K[row, d]``."""
-        for go in T.serial(group // at_once):
-            with T.sblock("dot"):
-                T.reads()
-                T.writes()
-                acc = T.sblock_alloc_buffer((at_once, lanes), "float32", scope="local")
-                for g in T.unroll(at_once):
-                    for i in T.vectorized(lanes):
-                        acc[g, i] = T.float32(0)
-                if rotary_mode == 1:
-                    for d in T.serial(d_qk):
-                        for g in T.unroll(at_once):
-                            acc[g, 0] += Q[go * at_once + g, d] * rope(
-                                pages, row, pos, d, theta, rope_scale
-                            )
-                else:
-                    for c in T.serial(d_qk // lanes):
-                        for g in T.unroll(at_once):
-                            for i in T.vectorized(lanes):
-                                acc[g, i] += Q[go * at_once + g, c * lanes + i] * T.Cast(
-                                    "float32", at(pages, row, c * lanes + i)
-                                )
-                for g in T.unroll(at_once):
-                    S[go * at_once + g, j] = fold(acc[g, T.ramp(0, 1, lanes)], lanes, add)
+        """``S[g, j] = sum_d Q[g, d] K[j, d]`` with K rotated as it is read."""
+        with T.sblock("dot"):
+            T.reads()
+            T.writes()
+            K = T.sblock_alloc_buffer((d_qk,), "float32")
+            # read back, for TVM takes the bounds of a cast to float32 for those of an integer
+            position = T.sblock_alloc_buffer((1,), "int32")
+            position[0] = pos
+            place: T.let[T.int32] = places[head, slot, j]
+            for d in T.serial(d_qk):
+                K[d] = rope(
+                    pages,
+                    (T.Cast("int64", place // page_size), 0, head, place % page_size),
+                    position[0], d, theta, rope_scale,
+                )  # fmt: skip
+            for g in T.serial(group):
+                S[head, slot, g, j] = T.float32(0)
+                for d in T.serial(d_qk):
+                    S[head, slot, g, j] += Q[g, d] * K[d]
 
-    return dot
+    return dot_rotated
 
 
 def _softmax(group: int, lanes: int, softcap: float | None) -> Any:
-    chunks = BLOCK // lanes
     cap = (softcap or 1.0) * LOG2_E
 
     def soften(score: Any) -> Any:
         return score if softcap is None else T.float32(cap) * tanh(score * T.float32(1 / cap))
 
     @T.macro
-    def softmax(S: T.Buffer, m: T.Buffer, den: T.Buffer, alpha: T.Buffer, keys: T.int32) -> None:
-        """Scores to weights ``2**(S - m)``; the block's scores past ``keys`` become zero."""
+    def softmax(
+        S: T.Buffer, m: T.Buffer, den: T.Buffer, head: T.int32, slot: T.int32, keys: T.int32
+    ) -> None:
+        """Scores to weights ``2**(S - m)``, zero past ``keys`` up to a whole vector."""
         for g in T.serial(group):
             with T.sblock("softmax"):
                 T.reads()
                 T.writes()
-                top = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-                total = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-                peak = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                top = T.sblock_alloc_buffer((lanes,), "float32")
+                total = T.sblock_alloc_buffer((lanes,), "float32")
+                peak = T.sblock_alloc_buffer((1,), "float32")
                 for i in T.vectorized(lanes):
-                    top[i] = m[g]
+                    top[i] = T.float32(NO_SCORE)
                     total[i] = T.float32(0)
-                for c in T.serial(chunks):
+                for c in T.serial(T.ceildiv(keys, lanes)):
                     for i in T.vectorized(lanes):
-                        S[g, c * lanes + i] = T.Select(
-                            c * lanes + i < keys, soften(S[g, c * lanes + i]), T.float32(MASKED)
+                        S[head, slot, g, c * lanes + i] = T.Select(
+                            c * lanes + i < keys,
+                            soften(S[head, slot, g, c * lanes + i]),
+                            T.float32(MASKED),
                         )
-                        top[i] = T.max(top[i], S[g, c * lanes + i])
+                        top[i] = T.max(top[i], S[head, slot, g, c * lanes + i])
                 peak[0] = fold(top[T.ramp(0, 1, lanes)], lanes, T.max)
-                for c in T.serial(chunks):
+                for c in T.serial(T.ceildiv(keys, lanes)):
                     for i in T.vectorized(lanes):
-                        S[g, c * lanes + i] = exp2(S[g, c * lanes + i] - peak[0])
-                        total[i] += S[g, c * lanes + i]
-                alpha[g] = exp2(m[g] - peak[0])
-                den[g] = den[g] * alpha[g] + fold(total[T.ramp(0, 1, lanes)], lanes, add)
-                m[g] = peak[0]
+                        S[head, slot, g, c * lanes + i] = exp2(
+                            S[head, slot, g, c * lanes + i] - peak[0]
+                        )
+                        total[i] += S[head, slot, g, c * lanes + i]
+                m[head, slot, g] = peak[0]
+                den[head, slot, g] = fold(total[T.ramp(0, 1, lanes)], lanes, add)
 
     return softmax
-
-
-def _weigh(group: int, at_once: int, d_v: int, lanes: int) -> Any:
-    # Register tile: heads x chunks of the head dimension, at most 16 accumulators.
-    chunks = max(n for n in range(1, 5) if (d_v // lanes) % n == 0 and n * at_once <= 16)
-
-    @T.macro
-    def weigh(
-        out: T.Buffer, P: T.Buffer, alpha: T.Buffer, pages: T.Buffer, head: T.int32,
-        page: T.Buffer, slot: T.Buffer, keys: T.int32,
-    ) -> None:  # fmt: skip
-        """``out[g, d] = out[g, d] alpha[g] + sum_j P[g, j] V[page[j], head, slot[j], d]``."""
-        for go in T.serial(group // at_once):
-            for co in T.serial(d_v // (lanes * chunks)):
-                with T.sblock("weigh"):
-                    T.reads()
-                    T.writes()
-                    acc = T.sblock_alloc_buffer((at_once, chunks * lanes), "float32", scope="local")
-                    for g in T.unroll(at_once):
-                        for c in T.unroll(chunks):
-                            for i in T.vectorized(lanes):
-                                acc[g, c * lanes + i] = (
-                                    out[go * at_once + g, (co * chunks + c) * lanes + i]
-                                    * alpha[go * at_once + g]
-                                )
-                    for j in T.serial(keys):
-                        for c in T.unroll(chunks):
-                            for g in T.unroll(at_once):
-                                for i in T.vectorized(lanes):
-                                    acc[g, c * lanes + i] += P[go * at_once + g, j] * T.Cast(
-                                        "float32",
-                                        pages[
-                                            T.Cast("int64", page[j]),
-                                            1,
-                                            head,
-                                            slot[j],
-                                            (co * chunks + c) * lanes + i,
-                                        ],
-                                    )
-                    for g in T.unroll(at_once):
-                        for c in T.unroll(chunks):
-                            for i in T.vectorized(lanes):
-                                out[go * at_once + g, (co * chunks + c) * lanes + i] = acc[
-                                    g, c * lanes + i
-                                ]
-
-    return weigh
 
 
 def decode_paged(
@@ -205,7 +154,7 @@ def decode_paged(
     ``q, output [b, num_q, d]``, ``pages [num_pages, 2, num_kv, page_size, d]``, ``lse [b, num_q]``
     float32 in base 2. ``window``: see ``first_in_window``.
     """
-    t = Step(heads, unit, rope_scaling, softcap)
+    t = Step(heads, unit, rope_scaling, softcap, page_size)
     real, tell = told_heads(heads), tell_lse(heads)
     group, h_q, h_kv, d, dtype = heads.group, heads.num_q, heads.num_kv, heads.d_qk, heads.dtype
     lanes = math.gcd(unit.lanes, d)
@@ -263,18 +212,13 @@ def decode_paged(
             out_all = T.sblock_alloc_buffer((h_kv, slots(batch, nnz_pages), group, d), "float32")
             m_all = T.sblock_alloc_buffer((h_kv, slots(batch, nnz_pages), group), "float32")
             den_all = T.sblock_alloc_buffer((h_kv, slots(batch, nnz_pages), group), "float32")
+            S = T.sblock_alloc_buffer((h_kv, slots(batch, nnz_pages), group, SPLIT), "float32")
+            places = T.sblock_alloc_buffer((h_kv, slots(batch, nnz_pages), SPLIT), "int32")
             for p in T.parallel(h_kv * slots(batch, nnz_pages)):
                 with T.sblock("range"):
                     T.reads()
                     T.writes()
                     Q = T.sblock_alloc_buffer((group, d), "float32")
-                    S = T.sblock_alloc_buffer((group, BLOCK), "float32")
-                    out = T.sblock_alloc_buffer((group, d), "float32")
-                    m = T.sblock_alloc_buffer((group,), "float32")
-                    den = T.sblock_alloc_buffer((group,), "float32")
-                    alpha = T.sblock_alloc_buffer((group,), "float32")
-                    page = T.sblock_alloc_buffer((BLOCK,), "int32")
-                    slot_of = T.sblock_alloc_buffer((BLOCK,), "int32")
                     where = T.sblock_alloc_buffer((2,), "int32")
                     head: T.let[T.int32] = p // slots(batch, nnz_pages)
                     slot: T.let[T.int32] = p % slots(batch, nnz_pages)
@@ -298,35 +242,27 @@ def decode_paged(
                             page_indptr[b + 1] - page_begin, b, info, page_size, sliding
                         )
                         end: T.let[T.int32] = T.min((where[1] + 1) * SPLIT, kv_len)
+                        count: T.let[T.int32] = T.max(end - begin, 0)
                         t.load_q(
                             Q, q, b, head, q_pos[b],
                             rotary_mode, rope_theta, rope_scale, score_scale(sm_scale),
                         )  # fmt: skip
-                        for g in T.serial(group):
-                            m[g] = T.float32(NO_SCORE)
-                            den[g] = T.float32(0)
-                            for c in T.serial(d // lanes):
-                                for i in T.vectorized(lanes):
-                                    out[g, c * lanes + i] = T.float32(0)
-                        for block in T.serial(T.ceildiv(T.max(end - begin, 0), BLOCK)):
-                            key: T.let[T.int32] = begin + block * BLOCK
-                            count: T.let[T.int32] = T.min(BLOCK, end - key)
+                        for j in T.serial(count):
+                            at_slot: T.let[T.int32] = cached_slot(begin + j, b, info, sliding)
+                            places[head, slot, j] = (
+                                page_values[page_begin + at_slot // page_size] * page_size
+                                + at_slot % page_size
+                            )
+                        if rotary_mode == 1:
                             for j in T.serial(count):
-                                at_slot: T.let[T.int32] = cached_slot(key + j, b, info, sliding)
-                                page[j] = page_values[page_begin + at_slot // page_size]
-                                slot_of[j] = at_slot % page_size
-                                t.dot(
-                                    S, Q, pages, (T.Cast("int64", page[j]), 0, head, slot_of[j]), j,
-                                    rotary_mode, k_pos[b] + key + j, rope_theta, rope_scale,
+                                t.dot_rotated(
+                                    S, Q, pages, places, head, slot, j,
+                                    k_pos[b] + begin + j, rope_theta, rope_scale,
                                 )  # fmt: skip
-                            t.softmax(S, m, den, alpha, count)
-                            t.weigh(out, S, alpha, pages, head, page, slot_of, count)
-                        for g in T.serial(group):
-                            m_all[head, slot, g] = m[g]
-                            den_all[head, slot, g] = den[g]
-                            for c in T.serial(d // lanes):
-                                for i in T.vectorized(lanes):
-                                    out_all[head, slot, g, c * lanes + i] = out[g, c * lanes + i]
+                        else:
+                            t.dot(S, Q, pages, places, [head, slot], count)
+                        t.softmax(S, m_all, den_all, head, slot, count)
+                        t.weigh(out_all, S, pages, places, [head, slot], count)
             with T.sblock("merge"):
                 T.reads()
                 T.writes()

@@ -74,7 +74,7 @@ def zigzag(index: Any, count: Any) -> Any:
 
 def score_scale(sm_scale: Any) -> Any:
     """From ``q k`` to base-2 scores; the sign of ``sm_scale`` only says if the layer is local."""
-    return T.max(sm_scale, T.float32(0) - sm_scale) * T.float32(LOG2_E)
+    return T.fabs(sm_scale) * T.float32(LOG2_E)
 
 
 def first_in_window(sm_scale: Any, query: Any, offset: Any, window: int | None) -> Any:
@@ -242,7 +242,7 @@ def _dot(unit: VectorUnit) -> Any:
             with T.sblock("dot"):
                 T.reads()
                 T.writes()
-                acc = T.sblock_alloc_buffer((tile, width), "float32", scope="local")
+                acc = T.sblock_alloc_buffer((tile, width), "float32")
                 for i in T.unroll(tile):
                     for v in T.unroll(vectors):
                         for r in T.vectorized(lanes):
@@ -270,7 +270,7 @@ def _weigh(unit: VectorUnit, tile: int) -> Any:
             with T.sblock("weigh"):
                 T.reads()
                 T.writes()
-                acc = T.sblock_alloc_buffer((tile, width), "float32", scope="local")
+                acc = T.sblock_alloc_buffer((tile, width), "float32")
                 for i in T.unroll(tile):
                     for v in T.unroll(vectors):
                         for r in T.vectorized(lanes):
@@ -339,8 +339,8 @@ def _softmax(unit: VectorUnit) -> Any:
             with T.sblock("softmax"):
                 T.reads()
                 T.writes()
-                top = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-                total = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                top = T.sblock_alloc_buffer((lanes,), "float32")
+                total = T.sblock_alloc_buffer((lanes,), "float32")
                 for r in T.vectorized(lanes):
                     top[r] = m[v * lanes + r]
                 for j in T.serial(keys):

@@ -217,7 +217,7 @@ def _neighbours(c: Contraction, at: Callable[[ir.Expr], ir.Expr], inside: int) -
     if inside < RUN or not isinstance(some, TensorLoad) or str(some.ty) != "bfloat16":
         value = lambda i: in_float32(at(i)).astype("float32")  # noqa: E731
         return T.bind(bf16.rounded(*_floats(c, value, inside)))
-    bits = T.alloc_buffer((RUN,), "uint16", scope="local")
+    bits = T.alloc_buffer((RUN,), "uint16")
     with T.vectorized(0, c.const(RUN)) as i:
         T.buffer_store(bits, tirx.reinterpret("uint16", at(i)), [i])
     whole = simd.load(bits, [tirx.IntImm("int32", 0)], RUN)
@@ -230,7 +230,7 @@ def _floats(
     """Two vectors of `value(i)`, zeros from `inside` on."""
     zero, halves = tirx.IntImm("int32", 0), []
     for start in (0, LANES):
-        vector = T.alloc_buffer((LANES,), "float32", scope="local")
+        vector = T.alloc_buffer((LANES,), "float32")
         count = max(0, min(LANES, inside - start))
         if count == LANES:
             with T.vectorized(0, c.const(LANES)) as lane:

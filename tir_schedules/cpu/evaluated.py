@@ -58,7 +58,7 @@ class EvaluatedWeight:
 
     def along_k(self, n: ir.Expr, k: ir.Expr, lanes: int) -> ir.Expr:
         """W[n, k ... k + lanes - 1] as one float32 vector."""
-        vector = T.alloc_buffer((lanes,), "float32", scope="local")
+        vector = T.alloc_buffer((lanes,), "float32")
         with T.vectorized(0, tirx.IntImm(str(k.ty), lanes)) as lane:
             T.buffer_store(vector, self.at(n, k + lane), [lane])
         return T.bind(simd.load(vector, [tirx.IntImm("int32", 0)], lanes))

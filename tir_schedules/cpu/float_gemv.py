@@ -115,7 +115,7 @@ def _finish(
 ) -> None:
     """Add the columns of k that fill no vector, then store what lies inside the output."""
     width = len(columns)
-    sums = T.alloc_buffer((width,), "float32", scope="local")
+    sums = T.alloc_buffer((width,), "float32")
     simd.store(sums, [tirx.IntImm("int32", 0)], total, width)
     for j, n in enumerate(columns):
         for k in range(k_done, c.k):

@@ -110,7 +110,7 @@ class GroupWeight:
         """Scales of channels n ... n + lanes - 1 of group g as float32."""
         if not self.nk:
             return simd.widen(simd.load(self.scales, [g, n], lanes), lanes)
-        column = T.alloc_buffer((lanes,), "float32", scope="local")
+        column = T.alloc_buffer((lanes,), "float32")
         for lane in range(lanes):
             value = tirx.BufferLoad(self.scales, [n + lane, g]).astype("float32")
             T.buffer_store(column, value, [lane])

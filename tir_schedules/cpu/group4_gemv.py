@@ -151,7 +151,7 @@ class _Rows:
 
     def _store(self, acc: simd.Registers, t: int, n0: ir.Expr, r: ir.Expr) -> None:
         c = self.c
-        sums = T.alloc_buffer((WIDTH,), "float32", scope="local")
+        sums = T.alloc_buffer((WIDTH,), "float32")
         total = simd.lane_sums([acc.get(t, j) for j in range(WIDTH)], self.lanes)
         simd.store(sums, [tirx.IntImm("int32", 0)], total, WIDTH)
         with T.If(r < self.rows), T.Then(), T.vectorized(0, c.const(WIDTH)) as j:

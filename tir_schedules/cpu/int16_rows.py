@@ -90,7 +90,7 @@ class QuantizedRows:
     def _quantize(self, c: Contraction, raw: ir.Var, r: ir.Expr, b: ir.Expr) -> None:
         lanes = self.lanes if self.block % self.run(self.lanes) == 0 else self.lanes // 2
         zero = tirx.IntImm("int32", 0)
-        most = T.alloc_buffer((lanes,), "float32", scope="local")
+        most = T.alloc_buffer((lanes,), "float32")
         simd.store(most, [zero], simd.zeros("float32", lanes), lanes)
         with T.serial(0, c.const(self.block // lanes)) as i:
             with T.vectorized(0, c.const(lanes)) as lane:
@@ -109,7 +109,7 @@ class QuantizedRows:
         self, c: Contraction, raw: ir.Var, r: ir.Expr, b: ir.Expr, inverse: ir.Expr, lanes: int
     ) -> None:
         zero = tirx.IntImm("int32", 0)
-        total = T.alloc_buffer((lanes,), "int32", scope="local")
+        total = T.alloc_buffer((lanes,), "int32")
         simd.store(total, [zero], simd.zeros("int32", lanes), lanes)
         run = self.run(lanes)
         with T.serial(0, c.const(self.block // run)) as i:

@@ -4,7 +4,8 @@ Every word makes one vector instruction or a short run of them. `lanes` is the n
 values in one register (`VectorUnit.lanes`), and never below 8: LLVM cuts a vector of 8 in two where
 registers hold 4, as with NEON.
 Accumulators are buffers of exactly one register each: LLVM keeps such buffers in registers as
-long as every access is the whole buffer.
+long as every access is the whole buffer. They have no scope "local": TVM takes buffers of that
+scope from the workspace pool, a call to the runtime for each, and the others from the stack.
 """
 
 from __future__ import annotations
@@ -279,10 +280,7 @@ class Registers:
 
     def __init__(self, rows: int, columns: int, lanes: int, dtype: str = "float32") -> None:
         self.lanes, self.dtype = lanes, dtype
-        self.grid = [
-            [T.alloc_buffer((lanes,), dtype, scope="local") for _ in range(columns)]
-            for _ in range(rows)
-        ]
+        self.grid = [[T.alloc_buffer((lanes,), dtype) for _ in range(columns)] for _ in range(rows)]
 
     def get(self, row: int, column: int) -> ir.Expr:
         return load(self.grid[row][column], [tirx.IntImm("int32", 0)], self.lanes)
