@@ -5,8 +5,9 @@ For row n and group g, with W' = Q(clamp(W, c min, c max)) and c = 1, 0.95 ... 0
     error(c) = mean over tokens of ((W' - W)_g . x_g)^2 = (W' - W)_g H_g (W' - W)_g^T / tokens
 
 with H_g the group's block of the Gram matrix: all tokens at the price of one product of ``[n, g]``
-and ``[g, g]``, where the tool multiplies a subset of tokens out. Symmetric grids are clipped at
-+- c max|W|. Layers whose names hold q, k or query are left alone: their product is not additive.
+and ``[g, g]``, where the tool multiplies a subset of tokens out. ``steps`` may be finer.
+Symmetric grids are clipped at +- c max|W|. Layers whose names hold q, k or query are left alone:
+their product is not additive.
 
 Origin: LLMC's AutoClipper (clip_version v1), AutoAWQ's _search_best_clip.
 """
@@ -24,8 +25,8 @@ from mlc_bridge.quantizers.stats import Stats
 if TYPE_CHECKING:
     from torch import Tensor
 
-STEPS = 10
-LEAST = 20  # candidates are 1 - i/20
+STEPS = 10  # LLMC's
+LEAST = 0.5
 NOT_CLIPPED = ("q_", "k_", "query", "key", "qkv")
 
 
@@ -34,14 +35,16 @@ def is_clipped(name: str) -> bool:
     return not any(part in name.rpartition(".")[2] for part in NOT_CLIPPED)
 
 
-def clipped(w: Tensor, stats: Stats, grid: Grid, store: Store) -> Tensor:
+def clipped(w: Tensor, stats: Stats, grid: Grid, store: Store, steps: int = STEPS) -> Tensor:
     """``w`` ``[n, k]`` with each group clamped to its best range."""
-    low, high = bounds(w, stats, grid, store)
+    low, high = bounds(w, stats, grid, store, steps)
     groups = split(w, grid)
     return groups.clamp(low[..., None], high[..., None]).reshape(w.shape)
 
 
-def bounds(w: Tensor, stats: Stats, grid: Grid, store: Store) -> tuple[Tensor, Tensor]:
+def bounds(
+    w: Tensor, stats: Stats, grid: Grid, store: Store, steps: int = STEPS
+) -> tuple[Tensor, Tensor]:
     """Lowest and highest kept weight, ``[n, groups]`` each."""
     torch = torch_here()
     if grid.granularity == "tensor":
@@ -53,8 +56,8 @@ def bounds(w: Tensor, stats: Stats, grid: Grid, store: Store) -> tuple[Tensor, T
         high = groups.abs().amax(-1)
         low = -high
     best_low, best_high, least = low, high, torch.full_like(low, torch.inf)
-    for i in range(STEPS):
-        keep = 1 - i / LEAST
+    for i in range(steps):
+        keep = 1 - LEAST * i / steps
         a, b = low * keep, high * keep
         cut = groups.clamp(a[..., None], b[..., None])
         rows = cut.reshape(w.shape)

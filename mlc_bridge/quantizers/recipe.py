@@ -206,12 +206,14 @@ class Output(Form):
 class Recipe(Form):
     """Everything that decides the numbers. ``chained``: a layer sees what quantized layers give.
 
+    ``clip_steps``: candidates of the clip search between the whole range and half of it.
     ``sequential``: inside a layer, later linears see earlier ones quantized.
     """
 
     name: str = "recipe"
     edits: tuple[Edit, ...] = ()
     clip: bool = False
+    clip_steps: Annotated[int, Field(ge=1)] = 10
     rounding: Rounding = Rtn()
     weights: Grid = Grid()
     inputs: Inputs = Inputs()

@@ -98,6 +98,6 @@ def round_one(
         return (*sparse(w, grid, how), None)
     if recipe.clip and is_clipped(name):
         assert stats is not None
-        w = clipped(w, stats, grid, form.store)
+        w = clipped(w, stats, grid, form.store, recipe.clip_steps)
     codes, affine = rtn(w, grid, form.store)
     return codes, affine, None
