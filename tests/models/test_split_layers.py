@@ -106,7 +106,10 @@ def outputs(name: str, config: ModelConfig) -> list[Array]:
     return [vm[function](x, packed).numpy() for function in told]
 
 
-@pytest.mark.parametrize("name", FUSED)
+LATENT = ("mistral4", "glm4_moe_lite", "deepseek_v3", "deepseek_v2")  # no fused query, key, value
+
+
+@pytest.mark.parametrize("name", [n for n in FUSED if n not in LATENT])
 def test_parts_compute_what_the_whole_computes(name: str) -> None:
     for whole, parts in zip(
         outputs(name, config_of(name)), outputs(name, split(name)), strict=True
