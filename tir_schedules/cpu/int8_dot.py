@@ -101,7 +101,7 @@ def _store(
     n0: ir.Expr, total: ir.Expr, done: int,
 ) -> None:  # fmt: skip
     """Add the columns of k that fill no vector, then store what lies inside the output."""
-    sums = T.alloc_buffer((WIDTH,), "int32", scope="local")
+    sums = T.alloc_buffer((WIDTH,), "int32")
     simd.store(sums, [tirx.IntImm("int32", 0)], total, WIDTH)
     for j, n in enumerate(columns) if done < c.k else ():
         with T.serial(0, c.const(c.k - done)) as i:

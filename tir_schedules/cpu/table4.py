@@ -89,7 +89,7 @@ class TableWeight(GroupWeight):
         assert self.scale_of is not None
         assert self.k_var is not None
         assert self.n_var is not None
-        vector = T.alloc_buffer((lanes,), "float32", scope="local")
+        vector = T.alloc_buffer((lanes,), "float32")
         factor = tirx.FloatImm("float32", 1.0 / self.multiple)
         with T.vectorized(0, tirx.IntImm(str(self.k_var.ty), lanes)) as lane:
             n, g = at(lane)
