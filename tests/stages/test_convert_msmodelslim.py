@@ -14,12 +14,8 @@ from mlc_bridge.schemes import SCHEMES
 from mlc_bridge.stages.convert_weight import ConvertJob, convert_weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sources" / "msmodelslim"
-# real-nf4 cannot be read, and no scheme holds the quantized head of real-w8a8-head.
-CASES = sorted(
-    p.parent.name
-    for p in GOLDEN.glob("real-*/expected.safetensors")
-    if p.parent.name != "real-w8a8-head"
-)
+# real-nf4 cannot be read.
+CASES = sorted(p.parent.name for p in GOLDEN.glob("real-*/expected.safetensors"))
 FUSED = {"q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 1), "v_proj": ("qkv_proj", 2),
          "gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1)}  # fmt: skip
 
