@@ -54,6 +54,7 @@ def test_phases_are_lists_of_named_passes(kind: str) -> None:
         assert "sequential" not in {name.lower() for name in names}
     graphs = "RewriteCUDAGraph" in [step.info.name for step in found["lower"]]
     assert graphs == (kind == "cuda")
+    assert "RewriteCUDAGraph" not in [step.info.name for step in pipeline.lower(target, False)]
 
 
 def test_tvms_tensor_core_rule_stays_out() -> None:

@@ -16,6 +16,14 @@ from flush import denormals_flushed, needs_x86
 from tiny import MODELS, WINDOW
 
 TOKENS = 4 * WINDOW
+# Every model in one of two schemes in turn, some in both.
+SCHEMES = ("q4f16_1", "q4f16_autoawq")
+QUANTIZED = [
+    (name, scheme)
+    for number, name in enumerate(MODELS)
+    for scheme in SCHEMES
+    if name in ("llama", "gemma2", "qwen3_moe") or SCHEMES[number % 2] == scheme
+]
 
 
 def close(got: np.ndarray, expected: np.ndarray, scheme: str) -> None:
@@ -32,7 +40,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("scheme", ["q4f16_1", "q4f16_autoawq"])
+@pytest.mark.parametrize(("name", "scheme"), QUANTIZED, indirect=["name"])
 def test_quantized(name: str, scheme: str, built: Build, checkpoints: Checkpoints) -> None:
     """The prompt at once, and its end token by token."""
     model = built(checkpoints(name), scheme, ("prefill", "batch_prefill", "batch_decode"))

@@ -229,22 +229,16 @@ def test_shape_that_the_scheme_cannot_hold(tmp_path: Path) -> None:
         compile_model(CompileJob(write(tmp_path, quantization="q4f16_autoawq")))
 
 
-@pytest.mark.parametrize(
-    ("quantization", "arch", "opt"),
-    [("q0f16", "sm_80", "cudagraph=0"), ("q4f16_autoawq", "sm_90a", None)],
-)
-def test_cuda_is_cross_compiled(
-    tmp_path: Path, quantization: str, arch: str, opt: str | None
-) -> None:
+def test_cuda_is_cross_compiled(tmp_path: Path) -> None:
     """No GPU here; that decode records CUDA graphs is read from the library itself."""
     wide = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
-    folder = write(tmp_path, model_config=wide, quantization=quantization)
-    report = compile_model(replace(CompileJob(folder, target=arch, opt=opt), cache=False))
-    assert f'"{arch}"' in report.target
+    folder = write(tmp_path, model_config=wide, quantization="q4f16_autoawq")
+    report = compile_model(replace(CompileJob(folder, target="sm_90a"), cache=False))
+    assert '"sm_90a"' in report.target
     library = report.path.read_bytes()
     assert library[:4] == b"\x7fELF"
-    assert (b"vm.builtin.cuda_graph.run_or_capture" in library) == (opt is None)
-    assert (b"batch_decode_cuda_graph_capture" in library) == (opt is None)
+    assert b"vm.builtin.cuda_graph.run_or_capture" in library
+    assert b"batch_decode_cuda_graph_capture" in library
 
 
 @pytest.mark.parametrize("name", ["lib.dll", "lib.wasm", "lib.tar", "lib"])
