@@ -55,6 +55,9 @@ def test_events_tell_the_same_step_by_step(client: Any) -> None:
     assert text == found[-4]["text"] == whole["output"][0]["content"][0]["text"]
     last = found[-1]["response"]
     assert last["output"] == [found[-2]["item"]]
+    cached = last["usage"].pop("input_tokens_details")["cached_tokens"]
+    assert cached >= whole["usage"].pop("input_tokens_details")["cached_tokens"]
+    assert cached > 0
     assert last["usage"] == whole["usage"]
     assert found[2]["item"]["content"] == []
 

@@ -118,7 +118,7 @@ def test_the_end_is_in_order_and_in_time(artifact: Path) -> None:
     url = listening.pop("url")
     assert listening == {"event": "listening", "model": artifact.name}
     assert (ready["event"], ready["device"]) == ("ready", "cpu:0")
-    assert ready["limits"]["max_batch"] == 4
+    assert ready["limits"]["max_batch"] == 8
     with httpx.stream("POST", f"{url}/v1/completions", json={**ENDLESS, "stream": True}) as answer:
         next(answer.iter_lines())
         assert end(process) < 20

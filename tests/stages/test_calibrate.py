@@ -402,7 +402,7 @@ def test_layers_that_look_wrong_are_told(model, waiting, job, tmp_path, name, ch
     scale = read_index(tmp_path / "out").array(f"model.layers.1.{layer}{SUFFIX}")
     assert np.isfinite(scale).all()
     assert scale > 0
-    assert report.page.read_text().count("class=bad") == len(report.findings)
+    assert report.page.read_text().count("<tr class=bad>") == len(report.findings)
 
 
 def test_batches_keep_order_and_room():

@@ -39,9 +39,9 @@ class Keys:
 
     @staticmethod
     def of(shape: Heads, unit: VectorUnit) -> Keys:
-        """Tiles of at most half of the registers."""
+        """Tiles of at most half of the registers, two keys wide at least."""
         lanes, most = gcd(unit.lanes, shape.d_qk, shape.d_v), unit.registers // 2
-        heads = max(n for n in range(1, min(8, most) + 1) if shape.group % n == 0)
+        heads = max(n for n in range(1, min(8, most // 2) + 1) if shape.group % n == 0)
         keys = max(n for n in (1, 2, 4, 8) if n * heads <= most and n <= lanes)
         vectors = shape.d_v // lanes
         chunks = max(n for n in range(1, 9) if vectors % n == 0 and n * heads <= most)
