@@ -28,7 +28,7 @@ COMMANDS = sorted({
 })  # fmt: skip
 GROUP = typer.main.get_command(app)
 ROOMS = [p.name for home in (ROOT, ROOT / "mlc_bridge") for p in home.iterdir()
-         if p.is_dir() and p.name.isidentifier()]  # fmt: skip
+         if p.is_dir() and p.name.isidentifier() and p.name not in ("dist", "build")]  # fmt: skip
 FILE = re.compile(rf"(?<![\w/.:-])(?:{'|'.join(sorted(ROOMS))})/[\w./-]*\w")
 
 
